@@ -1,0 +1,358 @@
+package bus
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// TickEvery is the time between an issuer's ticks.
+const TickEvery = time.Second
+
+// writeBatch bounds how many facts are published before the first acknowledgement is awaited.
+const writeBatch = 256
+
+// LogConfig configures an issuer's side of the log.
+type LogConfig struct {
+	Authority *keyring.Authority // signs every entry
+	Issuer    string             // this issuer's name, as its ticks give it
+	Replicas  int                // of the streams; 0: 1
+	Now       func() time.Time   // nil: time.Now
+}
+
+// Log is an issuer's side of the log: what a Reader does, and appending. Several issuers may write
+// at once: each entry is signed for its sequence, and the server takes it at that sequence or not
+// at all.
+type Log struct {
+	*Reader
+	cfg   LogConfig
+	epoch uint64
+	queue chan *request
+	done  chan struct{} // closed when the writer has stopped
+	stop  context.CancelFunc
+
+	// Owned by the writer.
+	head Cursor
+	last map[Kind]uint64 // the newest sequence of each kind, as far as the stream still has it
+}
+
+// request is one Append that waits for the writer.
+type request struct {
+	ctx    context.Context
+	facts  []Fact
+	only   bool   // AppendIf:
+	kind   Kind   // the newest entry of this kind
+	behind uint64 // may not lie behind this sequence
+	at     Position
+	err    error
+	done   chan struct{}
+}
+
+// OpenLog makes the streams where they are absent, compares what the server made with what was
+// asked, and reads up to the head. The error names the stream and the setting that differs.
+func OpenLog(ctx context.Context, c *Conn, cfg LogConfig) (*Log, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	l := &Log{
+		Reader: NewReader(c, cfg.Authority.Public()), cfg: cfg,
+		queue: make(chan *request, writeBatch), done: make(chan struct{}), last: make(map[Kind]uint64),
+	}
+	if err := c.Await(ctx); err != nil {
+		return nil, err
+	}
+	var err error
+	if l.epoch, err = c.ensureStreams(ctx, max(cfg.Replicas, 1), cfg.Now()); err != nil {
+		return nil, err
+	}
+	if m, err := l.manifest(ctx); err == nil {
+		l.head = m.cursor()
+	} else if !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
+	if err := l.catchUp(ctx, nil); err != nil {
+		return nil, fmt.Errorf("reading the log up to its head: %w", err)
+	}
+	if l.head.Epoch == 0 {
+		l.head.Epoch = l.epoch
+	}
+	l.epoch = l.head.Epoch
+	wctx, stop := context.WithCancel(context.Background())
+	l.stop = stop
+	go l.write(wctx)
+	return l, nil
+}
+
+// Close stops the writer and waits for it. Appends under way fail.
+func (l *Log) Close() error {
+	l.stop()
+	<-l.done
+	return nil
+}
+
+// Append writes facts, in order, and returns the position of the last when all are on the disks
+// that have to acknowledge them. It tries again until ctx ends; an entry is never written twice.
+// After an error of ctx the fate of the facts is unknown.
+func (l *Log) Append(ctx context.Context, facts ...Fact) (Position, error) {
+	return l.submit(&request{ctx: ctx, facts: facts})
+}
+
+// AppendIf writes one fact if no entry of that kind lies behind sequence last; else it writes
+// nothing and returns ErrConflict. A decision taken from what the log said up to last stands.
+func (l *Log) AppendIf(ctx context.Context, kind Kind, last uint64, fact Fact) (Position, error) {
+	return l.submit(&request{ctx: ctx, facts: []Fact{fact}, only: true, kind: kind, behind: last})
+}
+
+// Tick appends a tick: the time, the head and the chain.
+func (l *Log) Tick(ctx context.Context) (Position, error) {
+	return l.submit(&request{ctx: ctx, facts: []Fact{&Tick{Time: 1, Chain: make([]byte, len(Chain{}))}}})
+}
+
+// Pulse appends ticks until ctx ends. A failure is logged once per turn and tried again.
+func (l *Log) Pulse(ctx context.Context) {
+	for {
+		tctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		_, err := l.Tick(tctx)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			l.conn.log.Warn("could not append a tick, trying again", "error", err)
+		}
+		if !sleep(ctx, TickEvery) {
+			return
+		}
+	}
+}
+
+func (l *Log) submit(req *request) (Position, error) {
+	for _, f := range req.facts {
+		if _, err := Encode(f); err != nil {
+			return Position{}, err
+		}
+	}
+	req.done = make(chan struct{})
+	select {
+	case l.queue <- req:
+	case <-l.done:
+		return Position{}, errors.New("appending to the log: it is closed")
+	case <-req.ctx.Done():
+		return Position{}, fmt.Errorf("appending to the log: %w", req.ctx.Err())
+	}
+	select {
+	case <-req.done:
+		return req.at, req.err
+	case <-req.ctx.Done():
+		return Position{}, fmt.Errorf("appending to the log: %w; whether the entry was stored is unknown", req.ctx.Err())
+	case <-l.done:
+		return Position{}, errors.New("appending to the log: it was closed meanwhile; whether the entry was stored is unknown")
+	}
+}
+
+// write is the one goroutine that appends: what waits is published together, so that entries share
+// the wait for the disk.
+func (l *Log) write(ctx context.Context) {
+	defer close(l.done)
+	for {
+		select {
+		case first := <-l.queue:
+			batch := []*request{first}
+			for n := len(first.facts); n < writeBatch; {
+				select {
+				case req := <-l.queue:
+					batch = append(batch, req)
+					n += len(req.facts)
+					continue
+				default:
+				}
+				break
+			}
+			l.writeBatch(ctx, batch)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// pending is one entry on its way to the server.
+type pending struct {
+	message
+	req    *request
+	msg    *nats.Msg
+	ack    jetstream.PubAckFuture
+	stored bool
+}
+
+// writeBatch publishes the requests' facts, and again those that were not stored, until every
+// request is done.
+func (l *Log) writeBatch(ctx context.Context, batch []*request) {
+	for len(batch) > 0 && ctx.Err() == nil {
+		if batch = l.dropDone(batch); len(batch) == 0 {
+			return
+		}
+		sent := l.publish(batch)
+		l.await(ctx, sent)
+		if unsettled(sent) {
+			// Something stands where our entries were to stand, or nobody knows: read, and look.
+			if err := l.catchUp(ctx, sent); err != nil {
+				l.conn.log.Warn("could not read the log up to its head, trying again", "error", err)
+				sleep(ctx, 500*time.Millisecond)
+			}
+		}
+		batch = settle(batch, sent)
+	}
+}
+
+// dropDone answers the requests that cannot go on: whose ctx has ended, or whose condition no
+// longer holds.
+func (l *Log) dropDone(batch []*request) []*request {
+	var open []*request
+	for _, req := range batch {
+		switch {
+		case req.ctx.Err() != nil:
+			req.finish(fmt.Errorf("appending to the log: %w; whether the entry was stored is unknown", req.ctx.Err()))
+		case req.only && l.last[req.kind] > req.behind:
+			req.finish(fmt.Errorf("%w: %s entry %d lies behind %d", ErrConflict, req.kind, l.last[req.kind], req.behind))
+		default:
+			open = append(open, req)
+		}
+	}
+	return open
+}
+
+func (req *request) finish(err error) {
+	req.err = err
+	close(req.done)
+}
+
+// publish signs every fact for the sequence that it will have and sends it. Of the conditional
+// requests it sends only the first of a kind: the next must see what that one did.
+func (l *Log) publish(batch []*request) []*pending {
+	var sent []*pending
+	at := l.head
+	kinds := make(map[Kind]bool)
+	for _, req := range batch {
+		if req.only && kinds[req.kind] {
+			continue
+		}
+		for _, f := range req.facts {
+			kinds[f.Kind()] = true
+			p, err := l.prepare(req, f, at)
+			if err == nil {
+				p.ack, err = l.conn.js.PublishMsgAsync(p.msg,
+					jetstream.WithExpectLastSequence(at.Seq), jetstream.WithRetryAttempts(0))
+			}
+			if err != nil {
+				l.conn.log.Debug("could not publish an entry", "error", err)
+				return sent
+			}
+			sent = append(sent, p)
+			at = Cursor{Position: p.at, Chain: at.Chain.next(p.signed)}
+		}
+	}
+	return sent
+}
+
+// prepare makes the message of a fact behind a cursor. A tick takes its head and chain from there.
+func (l *Log) prepare(req *request, f Fact, behind Cursor) (*pending, error) {
+	if _, ok := f.(*Tick); ok {
+		f = &Tick{Time: l.cfg.Now().UnixMilli(), Issuer: l.cfg.Issuer, Head: behind.Seq, Chain: behind.Chain[:]}
+	}
+	body, err := Encode(f)
+	if err != nil {
+		return nil, err
+	}
+	at := Position{Epoch: behind.Epoch, Seq: behind.Seq + 1}
+	subject := l.conn.subjects.log(f.Kind())
+	p := &pending{req: req, message: message{subject: subject, at: at, body: body, signed: signedBytes(subject, at, body)}}
+	p.signature = l.cfg.Authority.Sign(p.signed)
+	p.msg = &nats.Msg{Subject: subject, Data: body, Header: nats.Header{
+		headerEpoch:     {strconv.FormatUint(at.Epoch, 10)},
+		headerSignature: {base64.RawURLEncoding.EncodeToString(p.signature)},
+	}}
+	return p, nil
+}
+
+// await waits for the acknowledgements, in order, and moves the head over what was stored. Behind
+// the first that is not, nothing can have been stored by us.
+func (l *Log) await(ctx context.Context, sent []*pending) {
+	timeout := time.NewTimer(2 * time.Second)
+	defer timeout.Stop()
+	for _, p := range sent {
+		select {
+		case <-p.ack.Ok():
+			l.stored(p)
+		case <-p.ack.Err():
+			return
+		case <-timeout.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (l *Log) stored(p *pending) {
+	p.stored = true
+	p.req.at = p.at
+	l.head = Cursor{Position: p.at, Chain: l.head.Chain.next(p.signed)}
+	l.last[kindOf(p.subject)] = p.at.Seq
+}
+
+func unsettled(sent []*pending) bool { return len(sent) == 0 || !sent[len(sent)-1].stored }
+
+// settle answers the requests whose facts are all stored, and gives the others back. Those that are
+// stored in part go on with the rest.
+func settle(batch []*request, sent []*pending) []*request {
+	for _, p := range sent {
+		if p.stored {
+			p.req.facts = p.req.facts[1:]
+		}
+	}
+	var open []*request
+	for _, req := range batch {
+		if req.err == nil && len(req.facts) == 0 {
+			req.finish(nil)
+		} else if req.err == nil {
+			open = append(open, req)
+		}
+	}
+	return open
+}
+
+// catchUp reads from the writer's head to the stream's. An entry of ours that is found there was
+// stored though its acknowledgement was lost.
+func (l *Log) catchUp(ctx context.Context, sent []*pending) error {
+	ours := make(map[Chain]*pending, len(sent))
+	for _, p := range sent {
+		if !p.stored {
+			ours[(Chain{}).next(p.signed)] = p
+		}
+	}
+	rd := &reading{r: l.Reader, cursor: l.head, fn: func([]Entry, uint64) error { return nil }}
+	for {
+		batch, more, err := l.batch(ctx, rd.cursor.Seq+1)
+		if err != nil {
+			return err
+		}
+		if _, err := rd.acceptBatch(batch); err != nil {
+			return err
+		}
+		for i := range batch {
+			l.last[kindOf(batch[i].subject)] = batch[i].at.Seq
+			if p := ours[(Chain{}).next(batch[i].signed)]; p != nil {
+				p.stored, p.req.at = true, p.at
+			}
+		}
+		l.head = rd.cursor
+		if !more {
+			return nil
+		}
+	}
+}

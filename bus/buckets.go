@@ -1,0 +1,225 @@
+package bus
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// The state buckets. Issuers alone can read them.
+const (
+	BucketUsers    = "users"
+	BucketSubjects = "subjects"
+	BucketSessions = "sessions"
+	BucketClients  = "clients"
+	BucketKeys     = "keys"   // private keys
+	BucketAgents   = "agents" // registrations
+)
+
+// Record is one record of a state bucket, opened. Revision is what Update and Delete compare: it
+// changes with each write, and is never used twice.
+type Record struct {
+	Name     string
+	Value    []byte
+	Revision uint64
+}
+
+// Bucket is a NATS KV bucket in which every record is sealed, bound to its bucket, its name and its
+// version, so that the bus can neither read one, nor write one, nor put one in another's place. A
+// value on the bus is
+//
+//	0x01 | version, 8 bytes | box
+//
+// where the version counts the record's writes and box is keyring.Sealer's, with bucket, name and
+// version as associated data. Names are made with Name. All methods may be called at any time from
+// any goroutine; each is tried again for some seconds while the bus does not answer.
+type Bucket struct {
+	name   string
+	kv     jetstream.KeyValue
+	stream jetstream.Stream
+	sealer *keyring.Sealer
+	prefix string // of the stream's subjects
+}
+
+const recordFormat = 0x01
+
+// markerTTL is how long the server keeps the marker that a deletion leaves.
+const markerTTL = time.Minute
+
+// OpenBucket opens a bucket, and makes it where it is absent.
+func OpenBucket(ctx context.Context, c *Conn, name string, master *keyring.MasterKey, replicas int) (*Bucket, error) {
+	full := c.subjects.bucket(name)
+	b := &Bucket{name: name, sealer: master.Sealer("bucket " + name), prefix: "$KV." + full + "."}
+	err := retry(ctx, func(ctx context.Context) (err error) {
+		b.kv, err = c.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
+			Bucket: full, Description: "sidekey: sealed " + name, History: 1, Storage: jetstream.FileStorage, Replicas: max(replicas, 1),
+			LimitMarkerTTL: markerTTL,
+		})
+		if errors.Is(err, jetstream.ErrBucketExists) {
+			b.kv, err = c.js.KeyValue(ctx, full)
+		}
+		if err != nil {
+			return err
+		}
+		b.stream, err = c.js.Stream(ctx, "KV_"+full)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening bucket %s: %w", full, err)
+	}
+	return b, nil
+}
+
+// Get reads a record, or gives ErrNotFound. In a cluster a read may come from a follower and be
+// late: decide by Create, Update or Delete, never by a Get alone.
+func (b *Bucket) Get(ctx context.Context, name string) (Record, error) {
+	var entry jetstream.KeyValueEntry
+	err := retry(ctx, func(ctx context.Context) (err error) {
+		entry, err = b.kv.Get(ctx, name)
+		return err
+	})
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return Record{}, ErrNotFound
+	}
+	if err != nil {
+		return Record{}, fmt.Errorf("reading a record of bucket %s: %w", b.name, err)
+	}
+	_, value, err := b.open(name, entry.Value())
+	if err != nil {
+		return Record{}, err
+	}
+	return Record{Name: name, Value: value, Revision: entry.Revision()}, nil
+}
+
+// Create writes a record that is not there, or gives ErrExists.
+func (b *Bucket) Create(ctx context.Context, name string, value []byte) (uint64, error) {
+	sealed := b.seal(name, 1, value)
+	rev, err := b.write(ctx, func(ctx context.Context) (uint64, error) { return b.kv.Create(ctx, name, sealed) }, name, sealed)
+	if errors.Is(err, ErrConflict) {
+		return 0, ErrExists
+	}
+	return rev, err
+}
+
+// Update replaces the record that has this revision, or gives ErrConflict.
+func (b *Bucket) Update(ctx context.Context, name string, value []byte, revision uint64) (uint64, error) {
+	sealed := b.seal(name, revision+1, value)
+	return b.write(ctx, func(ctx context.Context) (uint64, error) { return b.kv.Update(ctx, name, sealed, revision) }, name, sealed)
+}
+
+// Delete removes the record that has this revision, or gives ErrConflict.
+func (b *Bucket) Delete(ctx context.Context, name string, revision uint64) error {
+	err := retry(ctx, func(ctx context.Context) error {
+		return b.kv.Purge(ctx, name, jetstream.LastRevision(revision), jetstream.PurgeTTL(markerTTL))
+	})
+	switch {
+	case wrongRevision(err):
+		if _, gerr := b.kv.Get(ctx, name); errors.Is(gerr, jetstream.ErrKeyNotFound) {
+			return nil // our own attempt, whose answer was lost, or somebody else's: it is gone
+		}
+		return ErrConflict
+	case err != nil:
+		return fmt.Errorf("deleting a record of bucket %s: %w", b.name, err)
+	}
+	return nil
+}
+
+// write is a compare-and-set whose answer may be lost: a conflict at the second attempt may be with
+// our own first one, which then stands there byte for byte.
+func (b *Bucket) write(ctx context.Context, put func(context.Context) (uint64, error), name string, sealed []byte) (rev uint64, err error) {
+	tried := 0
+	err = retry(ctx, func(ctx context.Context) (err error) {
+		tried++
+		rev, err = put(ctx)
+		return err
+	})
+	if !wrongRevision(err) {
+		if err != nil {
+			return 0, fmt.Errorf("writing a record of bucket %s: %w", b.name, err)
+		}
+		return rev, nil
+	}
+	if tried > 1 {
+		if now, err := b.kv.Get(ctx, name); err == nil && string(now.Value()) == string(sealed) {
+			return now.Revision(), nil
+		}
+	}
+	return 0, ErrConflict
+}
+
+func wrongRevision(err error) bool {
+	var api *jetstream.APIError
+	return errors.Is(err, jetstream.ErrKeyExists) || errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence
+}
+
+// List reads the records under a filter (see Matches), in no particular order. One that is deleted
+// meanwhile may be missing.
+func (b *Bucket) List(ctx context.Context, filter string) ([]Record, error) {
+	names, err := b.names(ctx, filter)
+	if err != nil {
+		return nil, err
+	}
+	recs := make([]Record, 0, len(names))
+	for _, name := range names {
+		rec, err := b.Get(ctx, name)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		recs = append(recs, rec)
+	}
+	return recs, nil
+}
+
+// Count tells how many records stand under a filter, by one call.
+func (b *Bucket) Count(ctx context.Context, filter string) (int, error) {
+	names, err := b.names(ctx, filter)
+	return len(names), err
+}
+
+// names asks the server for the subjects under a filter. A deleted record leaves a marker, which
+// counts until markerTTL has passed.
+func (b *Bucket) names(ctx context.Context, filter string) ([]string, error) {
+	if filter == "" {
+		filter = ">"
+	}
+	var info *jetstream.StreamInfo
+	err := retry(ctx, func(ctx context.Context) (err error) {
+		info, err = b.stream.Info(ctx, jetstream.WithSubjectFilter(b.prefix+filter))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing bucket %s: %w", b.name, err)
+	}
+	names := make([]string, 0, len(info.State.Subjects))
+	for subject := range info.State.Subjects {
+		names = append(names, strings.TrimPrefix(subject, b.prefix))
+	}
+	return names, nil
+}
+
+func (b *Bucket) seal(name string, version uint64, value []byte) []byte {
+	out := append(make([]byte, 0, 9+64+len(value)), recordFormat)
+	out = binary.BigEndian.AppendUint64(out, version)
+	return append(out, b.sealer.Seal(value, []byte(b.name), []byte(name), out[1:9])...)
+}
+
+func (b *Bucket) open(name string, sealed []byte) (version uint64, value []byte, err error) {
+	if len(sealed) < 9 || sealed[0] != recordFormat {
+		return 0, nil, fmt.Errorf("reading record %s of bucket %s: %w: it was not written by an issuer", name, b.name, ErrForged)
+	}
+	value, err = b.sealer.Open(sealed[9:], []byte(b.name), []byte(name), sealed[1:9])
+	if err != nil {
+		return 0, nil, fmt.Errorf("reading record %s of bucket %s: %w: it was not sealed under this master key, or for another place", name, b.name, ErrForged)
+	}
+	return binary.BigEndian.Uint64(sealed[1:]), value, nil
+}

@@ -1,0 +1,279 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
+)
+
+// The oldest nats-server that keeps what the log needs: older ones lost acknowledged data, and
+// silently ignored newer stream settings.
+const oldestServer = "2.12.0"
+
+// Attempts at a JetStream call: a call made while there is no leader is never answered, so each
+// attempt is short, and there are several.
+const (
+	attempt  = time.Second
+	attempts = 5
+)
+
+// ConnectConfig says how to reach a NATS server. URLs or Server is required, and a credential.
+type ConnectConfig struct {
+	URLs        []string // of an existing server
+	Server      *Server  // or the embedded one, reached within the process
+	Credentials string   // file: an nkey seed, or a .creds file
+	Seed        []byte   // or the nkey seed itself
+	Name        string   // of this connection, as the server lists it
+	Prefix      string   // "": DefaultPrefix
+	Agent       bool     // use the inbox that agents may listen on
+	Logger      hclog.Logger
+}
+
+// Conn is a connection to NATS that is never given up: while it is down, calls fail at once and
+// it is tried again, with jitter, for ever.
+type Conn struct {
+	nc       *nats.Conn
+	js       jetstream.JetStream
+	subjects subjects
+	log      hclog.Logger
+}
+
+// Connect begins to connect. Without Server it does not wait for the connection: an agent may
+// start while the bus is away. An error means that the configuration cannot work.
+func Connect(cfg ConnectConfig) (*Conn, error) {
+	c := &Conn{subjects: subjects(prefixOr(cfg.Prefix)), log: cfg.Logger}
+	if c.log == nil {
+		c.log = hclog.NewNullLogger()
+	}
+	opts, err := c.options(cfg)
+	if err != nil {
+		return nil, err
+	}
+	urls := strings.Join(cfg.URLs, ",")
+	if cfg.Server != nil {
+		urls = cfg.Server.URL()
+	}
+	if c.nc, err = nats.Connect(urls, opts...); err != nil {
+		return nil, fmt.Errorf("connecting to bus %s: %w", urls, err)
+	}
+	if c.js, err = jetstream.New(c.nc, jetstream.WithPublishAsyncTimeout(5*time.Second)); err != nil {
+		c.nc.Close()
+		return nil, fmt.Errorf("connecting to bus %s: %w", urls, err)
+	}
+	return c, nil
+}
+
+func (c *Conn) options(cfg ConnectConfig) ([]nats.Option, error) {
+	auth, err := credential(cfg)
+	if err != nil {
+		return nil, err
+	}
+	opts := []nats.Option{
+		auth,
+		nats.Name(cfg.Name),
+		nats.MaxReconnects(-1),
+		nats.RetryOnFailedConnect(true),
+		nats.ReconnectWait(250 * time.Millisecond),
+		nats.ReconnectJitter(250*time.Millisecond, 500*time.Millisecond),
+		nats.ReconnectBufSize(-1),   // fail at once: what was sent while the bus was away would arrive late
+		nats.IgnoreAuthErrorAbort(), // a server that restarts may refuse for a moment
+		nats.ConnectHandler(func(nc *nats.Conn) { c.log.Info("connected to the bus", "url", nc.ConnectedUrlRedacted()) }),
+		nats.ReconnectHandler(func(nc *nats.Conn) { c.log.Info("connected to the bus again", "url", nc.ConnectedUrlRedacted()) }),
+		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
+			if err != nil {
+				c.log.Warn("lost the bus, trying again", "error", err)
+			}
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			// A slow consumer has lost messages; the next sequence shows the gap and it is read back.
+			c.log.Warn("bus error", "error", err)
+		}),
+	}
+	if cfg.Server != nil {
+		opts = append(opts, nats.InProcessServer(cfg.Server.srv))
+	}
+	if cfg.Agent {
+		opts = append(opts, nats.CustomInboxPrefix(agentInbox+"."+nats.NewInbox()[len(nats.InboxPrefix):]))
+	}
+	return opts, nil
+}
+
+// credential reads what proves us to the server: an nkey seed, or a file with user JWT and seed.
+func credential(cfg ConnectConfig) (nats.Option, error) {
+	seed := cfg.Seed
+	if seed == nil {
+		if cfg.Credentials == "" {
+			return nil, errors.New("connecting to the bus: no credentials are given; set bus.credentials to the file that the issuer made (agent.nk in its data_dir)")
+		}
+		text, err := os.ReadFile(cfg.Credentials)
+		if err != nil {
+			return nil, fmt.Errorf("reading bus.credentials: %w; it is made at the issuer's first start (agent.nk in its data_dir)", err)
+		}
+		if strings.Contains(string(text), "BEGIN NATS USER JWT") {
+			return nats.UserCredentials(cfg.Credentials), nil
+		}
+		seed = []byte(strings.TrimSpace(string(text)))
+	}
+	kp, err := nkeys.FromSeed(seed)
+	if err != nil {
+		return nil, fmt.Errorf("reading bus.credentials %s: not an nkey seed: %w", cfg.Credentials, err)
+	}
+	pub, err := kp.PublicKey()
+	if err != nil {
+		return nil, fmt.Errorf("reading bus.credentials %s: %w", cfg.Credentials, err)
+	}
+	return nats.Nkey(pub, kp.Sign), nil
+}
+
+// Connected tells whether the server can be reached now.
+func (c *Conn) Connected() bool { return c.nc.IsConnected() }
+
+// Close ends the connection. It may be called twice.
+func (c *Conn) Close() { c.nc.Close() }
+
+// Await returns when the server is reached and is new enough, or with ctx's error.
+func (c *Conn) Await(ctx context.Context) error {
+	for !c.nc.IsConnected() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("connecting to bus %s: %w; is it up, and reachable from here? last error: %v", strings.Join(c.nc.Servers(), ", "), ctx.Err(), c.nc.LastError())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return c.checkVersion()
+}
+
+// checkVersion refuses servers that would lose data.
+func (c *Conn) checkVersion() error {
+	have := c.nc.ConnectedServerVersion()
+	if older(have, oldestServer) {
+		return fmt.Errorf("refusing the nats-server at %s: it is version %s, and %s is the oldest that keeps what it acknowledges; upgrade it", c.nc.ConnectedUrlRedacted(), have, oldestServer)
+	}
+	return nil
+}
+
+// older compares versions of the form major.minor.patch; what is behind a dash is passed over. What
+// cannot be read is older than anything.
+func older(have, want string) bool {
+	var h, w [3]int
+	if n, _ := fmt.Sscanf(strings.TrimPrefix(have, "v"), "%d.%d.%d", &h[0], &h[1], &h[2]); n != 3 {
+		return true
+	}
+	fmt.Sscanf(want, "%d.%d.%d", &w[0], &w[1], &w[2])
+	for i := range h {
+		if h[i] != w[i] {
+			return h[i] < w[i]
+		}
+	}
+	return false
+}
+
+// retry calls fn with a context of a second, until it succeeds, fails in a way that trying again
+// does not mend, or the attempts or ctx are at their end.
+func retry(ctx context.Context, fn func(context.Context) error) error {
+	var err error
+	for n := range attempts {
+		actx, cancel := context.WithTimeout(ctx, attempt)
+		err = fn(actx)
+		cancel()
+		if err == nil || !passing(err) {
+			return err
+		}
+		if !sleep(ctx, time.Duration(n+1)*50*time.Millisecond) {
+			return errors.Join(ctx.Err(), err)
+		}
+	}
+	return err
+}
+
+// sleep waits for d, and tells whether ctx goes on.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// passing tells whether an error of a JetStream call may be gone at the next attempt.
+func passing(err error) bool {
+	var api *jetstream.APIError
+	if errors.As(err, &api) {
+		return api.Code == 503 || api.Code == 500
+	}
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) ||
+		errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrNoStreamResponse) ||
+		errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrConnectionReconnecting) || errors.Is(err, nats.ErrReconnectBufExceeded)
+}
+
+// Credentials are the two keys of the embedded bus, kept beside the admin token until enrolment
+// gives every agent its own.
+type Credentials struct {
+	Issuer, Agent             []byte // nkey seeds
+	IssuerPublic, AgentPublic string
+}
+
+// The files of Credentials in an issuer's data_dir, 0600.
+const (
+	IssuerSeedFile = "issuer.nk"
+	AgentSeedFile  = "agent.nk"
+	AuthorityFile  = "authority.pub" // the log's authority key, which agents pin
+)
+
+// OpenCredentials reads both keys from dir, and makes them where they are absent.
+func OpenCredentials(dir string) (*Credentials, error) {
+	c := new(Credentials)
+	for _, k := range []struct {
+		file   string
+		seed   *[]byte
+		public *string
+	}{{IssuerSeedFile, &c.Issuer, &c.IssuerPublic}, {AgentSeedFile, &c.Agent, &c.AgentPublic}} {
+		kp, err := openSeed(filepath.Join(dir, k.file))
+		if err != nil {
+			return nil, err
+		}
+		if *k.seed, err = kp.Seed(); err != nil {
+			return nil, err
+		}
+		if *k.public, err = kp.PublicKey(); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+func openSeed(path string) (nkeys.KeyPair, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		kp, err := nkeys.CreateUser()
+		if err != nil {
+			return nil, fmt.Errorf("making a bus credential: %w", err)
+		}
+		seed, err := kp.Seed()
+		if err != nil {
+			return nil, fmt.Errorf("making a bus credential: %w", err)
+		}
+		if err := os.WriteFile(path, append(seed, '\n'), 0o600); err != nil {
+			return nil, fmt.Errorf("making a bus credential: %w", err)
+		}
+		return kp, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading a bus credential: %w", err)
+	}
+	kp, err := nkeys.FromSeed([]byte(strings.TrimSpace(string(text))))
+	if err != nil {
+		return nil, fmt.Errorf("reading the bus credential %s: %w; restore it, or remove it and copy the new one to every agent", path, err)
+	}
+	return kp, nil
+}

@@ -1,0 +1,87 @@
+package bustest
+
+import (
+	"context"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/sidekey/sidekey/bus"
+)
+
+// Fleet is a fleet in memory, with *bus.Fleet's contract. The zero value has no agents.
+type Fleet struct {
+	mu      sync.Mutex
+	agents  map[string]bus.AgentInfo
+	changed chan struct{}
+}
+
+// Join puts an agent into the fleet, as a registration does.
+func (f *Fleet) Join(name string, sealingKey []byte) {
+	f.change(func() {
+		if f.agents == nil {
+			f.agents = make(map[string]bus.AgentInfo)
+		}
+		f.agents[name] = bus.AgentInfo{Name: name, SealingKey: sealingKey, Registered: time.Now()}
+	})
+}
+
+// Acknowledge lets an agent acknowledge all up to pos.
+func (f *Fleet) Acknowledge(name string, pos bus.Position) {
+	f.change(func() {
+		a := f.agents[name]
+		a.Position, a.Seen = pos, time.Now()
+		f.agents[name] = a
+	})
+}
+
+func (f *Fleet) change(do func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do()
+	if f.changed != nil {
+		close(f.changed)
+	}
+	f.changed = make(chan struct{})
+}
+
+// Agents is *bus.Fleet's.
+func (f *Fleet) Agents(context.Context) ([]bus.AgentInfo, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := make([]bus.AgentInfo, 0, len(f.agents))
+	for _, a := range f.agents {
+		all = append(all, a)
+	}
+	sort.Slice(all, func(i, j int) bool { return all[i].Name < all[j].Name })
+	return all, nil
+}
+
+// Remove is *bus.Fleet's.
+func (f *Fleet) Remove(_ context.Context, name string) error {
+	f.mu.Lock()
+	_, ok := f.agents[name]
+	f.mu.Unlock()
+	if !ok {
+		return bus.ErrNotFound
+	}
+	f.change(func() { delete(f.agents, name) })
+	return nil
+}
+
+// Acknowledged is *bus.Fleet's.
+func (f *Fleet) Acknowledged(ctx context.Context, pos bus.Position) (applied, pending []string, err error) {
+	agents, err := f.Agents(ctx)
+	applied, pending = bus.Split(agents, pos)
+	return applied, pending, err
+}
+
+// Changed is *bus.Fleet's.
+func (f *Fleet) Changed() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.changed == nil {
+		f.changed = make(chan struct{})
+	}
+	return f.changed
+}

@@ -1,0 +1,195 @@
+package bus
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+	"github.com/synadia-io/orbit.go/jetstreamext"
+)
+
+// A checkpoint is written in chunks of this size, and is refused beyond this many: 512 MiB, some
+// thirty million revocations.
+const (
+	chunkSize = 512 << 10
+	maxChunks = 1024
+)
+
+// manifest says what a checkpoint is. It is the last message of one to be written, signed by the
+// authority (header Sidekey-Signature), and names the image by its hash:
+//
+//	{"epoch": 1767225600000, "seq": 412, "chain": […], "id": "…", "first": 17, "chunks": 3, "size": 1300000, "sha256": "base64"}
+type manifest struct {
+	Position
+	Chain  Chain  `json:"chain"`
+	ID     string `json:"id"`    // last part of its chunks' subject
+	First  uint64 `json:"first"` // sequence of its first chunk in the checkpoint stream
+	Chunks int    `json:"chunks"`
+	Size   int    `json:"size"`
+	SHA256 []byte `json:"sha256"` // of the image
+}
+
+func (m *manifest) cursor() Cursor { return Cursor{Position: m.Position, Chain: m.Chain} }
+
+func signedManifest(body []byte) []byte { return append([]byte("sidekey-checkpoint-1\x00"), body...) }
+
+// Checkpoint gives the newest image, proven, or ErrNotFound.
+func (r *Reader) Checkpoint(ctx context.Context) ([]byte, error) {
+	m, err := r.manifest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	img := make([]byte, 0, m.Size)
+	seq := m.First
+	for n := 0; n < m.Chunks; {
+		got := 0
+		bctx, cancel := context.WithTimeout(ctx, batchWithin)
+		msgs, err := jetstreamext.GetBatch(bctx, r.conn.js, r.conn.subjects.checkpointStream(), min(m.Chunks-n, 8),
+			jetstreamext.GetBatchSeq(seq), jetstreamext.GetBatchSubject(r.conn.subjects.chunk(m.ID)))
+		if err == nil {
+			for msg, merr := range msgs {
+				if merr != nil || len(img)+len(msg.Data) > m.Size {
+					err = errors.Join(merr, errIncomplete)
+					break
+				}
+				img = append(img, msg.Data...)
+				seq = msg.Sequence + 1
+				got++
+			}
+		}
+		cancel()
+		if err != nil || got == 0 {
+			return nil, fmt.Errorf("reading the checkpoint of entry %d, piece %d of %d: %w", m.Seq, n+got+1, m.Chunks, errors.Join(err, errIncomplete))
+		}
+		n += got
+	}
+	if sum := sha256.Sum256(img); len(img) != m.Size || !bytes.Equal(sum[:], m.SHA256) {
+		return nil, fmt.Errorf("reading the checkpoint of entry %d: %w: its hash is not the signed one", m.Seq, ErrForged)
+	}
+	return img, nil
+}
+
+var errIncomplete = errors.New("a piece is missing; was a newer checkpoint written meanwhile?")
+
+// manifest reads the newest manifest and checks its signature.
+func (r *Reader) manifest(ctx context.Context) (*manifest, error) {
+	var raw *jetstream.RawStreamMsg
+	err := retry(ctx, func(ctx context.Context) (err error) {
+		raw, err = r.last(ctx, r.conn.subjects.checkpointStream(), r.conn.subjects.manifest())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	sig, err := base64.RawURLEncoding.DecodeString(raw.Header.Get(headerSignature))
+	if err != nil || !r.authority.Verify(signedManifest(raw.Data), sig) {
+		return nil, fmt.Errorf("reading the newest checkpoint: %w", ErrForged)
+	}
+	m := new(manifest)
+	if err := json.Unmarshal(raw.Data, m); err != nil {
+		return nil, fmt.Errorf("reading the newest checkpoint: %w: %w", ErrUnknown, err)
+	}
+	if m.Epoch < r.epoch.Load() {
+		return nil, fmt.Errorf("reading the newest checkpoint: %w: it is of epoch %d, before %d", ErrRollback, m.Epoch, r.epoch.Load())
+	}
+	if m.Chunks < 0 || m.Chunks > maxChunks || m.Size < 0 || m.Size > maxChunks*chunkSize {
+		return nil, fmt.Errorf("reading the newest checkpoint: %w: %d pieces of %d bytes", ErrUnknown, m.Chunks, m.Size)
+	}
+	return m, nil
+}
+
+// last reads a subject's newest message by direct get, or gives ErrNotFound.
+func (r *Reader) last(ctx context.Context, stream, subject string) (*jetstream.RawStreamMsg, error) {
+	msgs, err := jetstreamext.GetLastMsgsFor(ctx, r.conn.js, stream, []string{subject})
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", subject, err)
+	}
+	for m, err := range msgs {
+		if errors.Is(err, jetstreamext.ErrNoMessages) {
+			return nil, ErrNotFound
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", subject, err)
+		}
+		return m, nil
+	}
+	return nil, ErrNotFound
+}
+
+// WriteCheckpoint writes the image of the state at a cursor, and then forgets what it makes
+// needless: all checkpoints but the last two, and the log behind the older of them.
+func (l *Log) WriteCheckpoint(ctx context.Context, at Cursor, image []byte) error {
+	previous, err := l.manifest(ctx)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	if previous != nil && !previous.Position.Before(at.Position) {
+		return nil // another issuer was here
+	}
+	sum := sha256.Sum256(image)
+	m := &manifest{Position: at.Position, Chain: at.Chain, ID: nuid.Next(), Size: len(image), SHA256: sum[:]}
+	for rest := image; len(rest) > 0; m.Chunks++ {
+		n := min(chunkSize, len(rest))
+		seq, err := l.publishPiece(ctx, &nats.Msg{Subject: l.conn.subjects.chunk(m.ID), Data: rest[:n]})
+		if err != nil {
+			return fmt.Errorf("writing the checkpoint of entry %d: %w", at.Seq, err)
+		}
+		if m.Chunks == 0 {
+			m.First = seq
+		}
+		rest = rest[n:]
+	}
+	body, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("writing the checkpoint of entry %d: %w", at.Seq, err)
+	}
+	sig := base64.RawURLEncoding.EncodeToString(l.cfg.Authority.Sign(signedManifest(body)))
+	if _, err := l.publishPiece(ctx, &nats.Msg{Subject: l.conn.subjects.manifest(), Data: body, Header: nats.Header{headerSignature: {sig}}}); err != nil {
+		return fmt.Errorf("writing the checkpoint of entry %d: %w", at.Seq, err)
+	}
+	if previous == nil {
+		return nil
+	}
+	return l.purge(ctx, previous)
+}
+
+// publishPiece writes one message of the checkpoint stream. A piece that is written twice, because
+// its acknowledgement was lost, would spoil the image: the message id lets the server drop it.
+func (l *Log) publishPiece(ctx context.Context, msg *nats.Msg) (seq uint64, err error) {
+	id := nuid.Next()
+	err = retry(ctx, func(ctx context.Context) error {
+		ack, err := l.conn.js.PublishMsg(ctx, msg, jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0))
+		if err == nil {
+			seq = ack.Sequence
+		}
+		return err
+	})
+	return seq, err
+}
+
+// purge forgets the log behind a checkpoint, and the checkpoints before it.
+func (l *Log) purge(ctx context.Context, oldest *manifest) error {
+	for _, p := range []struct {
+		stream string
+		before uint64
+	}{{l.conn.subjects.logStream(), oldest.Seq + 1}, {l.conn.subjects.checkpointStream(), oldest.First}} {
+		err := retry(ctx, func(ctx context.Context) error {
+			s, err := l.conn.js.Stream(ctx, p.stream)
+			if err != nil {
+				return err
+			}
+			return s.Purge(ctx, jetstream.WithPurgeSequence(p.before))
+		})
+		if err != nil {
+			return fmt.Errorf("purging %s up to %d: %w", p.stream, p.before, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,56 @@
+package bus
+
+import (
+	"encoding/base64"
+	"strings"
+)
+
+// Any, as a whole part of a filter, stands for any one part of a bucket name.
+const Any = "*"
+
+// Name makes one bucket name from parts that come from outside (user names, a sub, a sid). Each
+// part is encoded by itself, so that no part can hold the dot, the wildcards or the blanks that
+// NATS gives a meaning to, and no two lists of parts give one name.
+func Name(parts ...string) string {
+	enc := make([]string, len(parts))
+	for i, p := range parts {
+		enc[i] = encodePart(p)
+	}
+	return strings.Join(enc, ".")
+}
+
+// Filter is like Name, but a part that is Any is left as the wildcard that it is.
+func Filter(parts ...string) string {
+	enc := make([]string, len(parts))
+	for i, p := range parts {
+		if p == Any {
+			enc[i] = p
+			continue
+		}
+		enc[i] = encodePart(p)
+	}
+	return strings.Join(enc, ".")
+}
+
+// encodePart gives "_" and the base64url of the part; an empty part is "_" alone.
+func encodePart(p string) string {
+	return "_" + base64.RawURLEncoding.EncodeToString([]byte(p))
+}
+
+// Matches tells whether a bucket name falls under a filter: "*" stands for one part, ">" at the
+// end for one or more, "" for everything.
+func Matches(filter, name string) bool {
+	if filter == "" {
+		return true
+	}
+	want, have := strings.Split(filter, "."), strings.Split(name, ".")
+	for i, w := range want {
+		switch {
+		case w == ">":
+			return len(have) > i
+		case i >= len(have), w != Any && w != have[i]:
+			return false
+		}
+	}
+	return len(want) == len(have)
+}

@@ -1,0 +1,74 @@
+package replica
+
+import (
+	"maps"
+	"sync"
+	"sync/atomic"
+)
+
+// cutoff refuses what began before it: a place in the log, not a time (DESIGN §7).
+type cutoff struct {
+	Seq  uint64 // tokens with a smaller session_seq are refused
+	Time int64  // NumericDate; of tokens without session_seq, those with iat not after it
+	Exp  int64  // NumericDate; it matters until then
+}
+
+// cutoffs are the live cutoffs by the fingerprint of their subject or client. One writer, many
+// readers. The zero value is empty.
+type cutoffs struct {
+	count atomic.Int64 // so that readers need no lock while there is none
+	mu    sync.RWMutex
+	byID  map[id]cutoff
+}
+
+// refuses tells whether something that began at sequence seq (or, without one, was issued at iat)
+// is cut off.
+func (c *cutoffs) refuses(k id, seq uint64, hasSeq bool, iat int64) bool {
+	if c.count.Load() == 0 {
+		return false
+	}
+	c.mu.RLock()
+	cut, ok := c.byID[k]
+	c.mu.RUnlock()
+	if !ok {
+		return false
+	}
+	if hasSeq {
+		return seq < cut.Seq
+	}
+	return iat <= cut.Time
+}
+
+// add combines a cutoff with the one that is there: each member by its maximum.
+func (c *cutoffs) add(k id, cut cutoff) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byID == nil {
+		c.byID = make(map[id]cutoff)
+	}
+	old := c.byID[k]
+	c.byID[k] = cutoff{max(old.Seq, cut.Seq), max(old.Time, cut.Time), max(old.Exp, cut.Exp)}
+	c.count.Store(int64(len(c.byID)))
+}
+
+// drop forgets the cutoffs that expired at or before now, and gives the latest of their ends (0: none).
+func (c *cutoffs) drop(now int64) int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var newest int64
+	for k, cut := range c.byID {
+		if cut.Exp <= now {
+			newest = max(newest, cut.Exp)
+			delete(c.byID, k)
+		}
+	}
+	c.count.Store(int64(len(c.byID)))
+	return newest
+}
+
+// all gives a copy, for an image.
+func (c *cutoffs) all() map[id]cutoff {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return maps.Clone(c.byID)
+}

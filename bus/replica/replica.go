@@ -1,0 +1,370 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// Config is what a Replica needs beside the log. The zero value is usable: it holds no HS256 key
+// and writes nothing to disk.
+type Config struct {
+	// Open gives an HS256 key from its entry: an agent opens the box that is sealed to it, an
+	// issuer reads its own record. ErrNotHeld: this process is not meant to have it. Any other
+	// error stops application, and the entry is tried again.
+	Open func(*bus.KeyFact) (*keyring.Key, error)
+	// Journal is told of entries before they count as applied; see Store.
+	Journal func([]bus.Entry) error
+	Logger  hclog.Logger
+}
+
+// ErrNotHeld says that an HS256 secret is not sealed to this process.
+var ErrNotHeld = errors.New("the secret is not sealed to this process")
+
+// Snapshot is what a Replica knew at one position. It is immutable; load it once per request,
+// before asking Revoked.
+type Snapshot struct {
+	Position bus.Position
+	Ring     *keyring.Ring
+	TickTime time.Time // of the newest applied tick, signed; zero before the first
+	// Ready is false until the first full sync: before it, nobody may be vouched for.
+	Ready bool
+}
+
+// Replica is what a reader of the log knows. Any goroutine may read; one at a time (Follow, or a
+// test) applies.
+type Replica struct {
+	cfg Config
+	cur atomic.Pointer[Snapshot]
+
+	revoked set
+	cutoffs cutoffs
+	head    atomic.Uint64 // the newest sequence known to exist
+	fault   atomic.Pointer[error]
+
+	mu      sync.Mutex // held by the writer
+	chain   bus.Chain
+	keys    map[string]*bus.KeyFact // by kid, boxes united
+	changed chan struct{}           // closed at the next snapshot
+}
+
+// New makes an empty Replica, which is not Ready.
+func New(cfg Config) *Replica {
+	if cfg.Logger == nil {
+		cfg.Logger = hclog.NewNullLogger()
+	}
+	r := &Replica{cfg: cfg, keys: make(map[string]*bus.KeyFact), changed: make(chan struct{})}
+	r.cur.Store(&Snapshot{Ring: keyring.NewRing("", "")})
+	return r
+}
+
+// Snapshot is what the Replica knows now. One atomic load.
+func (r *Replica) Snapshot() *Snapshot { return r.cur.Load() }
+
+// Head is the newest sequence that is known to exist; it may be ahead of what is applied.
+func (r *Replica) Head() uint64 { return max(r.head.Load(), r.Snapshot().Position.Seq) }
+
+// Revocations is the number of live ones, cutoffs included.
+func (r *Replica) Revocations() int { return int(r.revoked.count.Load() + r.cutoffs.count.Load()) }
+
+// Fault is why application has stopped (a forged or unknown entry, a rollback), nil while it goes on.
+func (r *Replica) Fault() error {
+	if p := r.fault.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// Changed is closed when a Snapshot newer than those seen before the call is published.
+func (r *Replica) Changed() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changed
+}
+
+// Wait returns when everything up to seq is applied, or with ctx's error.
+func (r *Replica) Wait(ctx context.Context, seq uint64) error {
+	for {
+		changed := r.Changed()
+		if r.Snapshot().Position.Seq >= seq {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for log entry %d, at %d: %w", seq, r.Snapshot().Position.Seq, ctx.Err())
+		}
+	}
+}
+
+// IDs are the fingerprints of what a token can be revoked by, made once and kept with the token.
+type IDs struct {
+	jti, sid, sub, client id
+	hasSID, hasSub        bool
+	hasClient, hasSeq     bool
+	seq                   uint64
+	iat                   int64
+}
+
+// Fingerprint makes the IDs of proven claims.
+func Fingerprint(c *keyring.Claims) IDs {
+	ids := IDs{
+		jti:    fingerprint('j', c.ID),
+		hasSID: c.SessionID != "", hasSub: c.Subject != "", hasClient: c.ClientID != "",
+		hasSeq: c.HasSessionSeq, seq: c.SessionSeq,
+		iat: int64(c.IssuedAt),
+	}
+	if ids.hasSID {
+		ids.sid = fingerprint('s', c.SessionID)
+	}
+	if ids.hasSub {
+		ids.sub = fingerprint('u', c.Subject)
+	}
+	if ids.hasClient {
+		ids.client = fingerprint('c', c.ClientID)
+	}
+	return ids
+}
+
+// Revoked tells whether the token, its session, its subject or its client is revoked. It does not
+// allocate. Ask Forgotten after it.
+func (r *Replica) Revoked(ids *IDs) bool {
+	return r.revoked.has(ids.jti) ||
+		ids.hasSID && r.revoked.has(ids.sid) ||
+		ids.hasSub && r.cutoffs.refuses(ids.sub, ids.seq, ids.hasSeq, ids.iat) ||
+		ids.hasClient && r.cutoffs.refuses(ids.client, ids.seq, ids.hasSeq, ids.iat)
+}
+
+// Forgotten tells whether the revocation of a token that ends at exp (NumericDate, leeway
+// included) may have been dropped already: such a token is expired, whatever the local clock says
+// (PROTOCOL 15). Ask it after Revoked: dropping is announced before it is done.
+func (r *Replica) Forgotten(exp int64) bool { return exp <= r.revoked.dropped.Load() }
+
+// Apply folds entries in, in log order, and publishes one new Snapshot. Entries already applied
+// are skipped, so redelivery is harmless. On an error nothing of the failing entry is published;
+// those before it are.
+func (r *Replica) Apply(entries ...bus.Entry) error { return r.apply(entries, 0, false) }
+
+// apply also notes the head that the log is known to have, and whether that is reached: the end
+// of the first full sync.
+func (r *Replica) apply(entries []bus.Entry, head uint64, synced bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	fresh, err := r.unapplied(entries)
+	if err == nil && r.cfg.Journal != nil && len(fresh) > 0 {
+		err = r.cfg.Journal(fresh)
+	}
+	if err != nil {
+		return err
+	}
+	next := *r.cur.Load()
+	for i := range fresh {
+		if err = r.fold(&next, &fresh[i]); err != nil {
+			err = fmt.Errorf("applying log entry %d: %w", fresh[i].Seq, err)
+			break
+		}
+		next.Position, r.chain = fresh[i].Position, fresh[i].Chain
+	}
+	if head > r.head.Load() {
+		r.head.Store(head)
+	}
+	next.Ready = next.Ready || synced && err == nil
+	r.publish(&next)
+	return err
+}
+
+// unapplied gives the entries behind those applied; a hole before them is an error.
+func (r *Replica) unapplied(entries []bus.Entry) ([]bus.Entry, error) {
+	at := r.cur.Load().Position
+	for len(entries) > 0 && !at.Before(entries[0].Position) {
+		entries = entries[1:]
+	}
+	for i := range entries {
+		if got := entries[i].Position; at.Epoch != 0 && (got.Epoch != at.Epoch || got.Seq != at.Seq+1) {
+			return nil, fmt.Errorf("applying log entry %d of epoch %d: the next one is %d of epoch %d", got.Seq, got.Epoch, at.Seq+1, at.Epoch)
+		}
+		at = entries[i].Position
+	}
+	return entries, nil
+}
+
+// publish stores the Snapshot and wakes those who wait for one. r.mu is held.
+func (r *Replica) publish(next *Snapshot) {
+	r.cur.Store(next)
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// fold takes one entry in. Revocations are visible at once, so before the Snapshot that covers them.
+func (r *Replica) fold(next *Snapshot, en *bus.Entry) error {
+	switch f := en.Fact.(type) {
+	case *bus.Revocation:
+		r.revoke(f, en.Seq)
+	case *bus.KeyFact:
+		return r.foldKey(next, f, en.Seq)
+	case *bus.Tick:
+		if at := f.At(); at.After(next.TickTime) {
+			next.TickTime = at
+			r.expire(next)
+		}
+	default:
+		return fmt.Errorf("%w: %T", bus.ErrUnknown, f)
+	}
+	return nil
+}
+
+func (r *Replica) revoke(f *bus.Revocation, seq uint64) {
+	switch {
+	case f.ID != "":
+		r.revoked.add(fingerprint('j', f.ID), f.ExpiresAt)
+	case f.SessionID != "":
+		r.revoked.add(fingerprint('s', f.SessionID), f.ExpiresAt)
+	case f.Subject != "":
+		r.cutoffs.add(fingerprint('u', f.Subject), cutoff{Seq: seq, Time: f.Time, Exp: f.ExpiresAt})
+	case f.ClientID != "":
+		r.cutoffs.add(fingerprint('c', f.ClientID), cutoff{Seq: seq, Time: f.Time, Exp: f.ExpiresAt})
+	}
+}
+
+// expire drops what no longer matters, judged by the log's own time and not by the local clock.
+func (r *Replica) expire(next *Snapshot) {
+	now := next.TickTime.Unix()
+	r.revoked.drop(now)
+	r.revoked.forgetUntil(r.cutoffs.drop(now))
+	for kid, k := range r.keys {
+		if k.ExpiresAt != 0 && k.ExpiresAt <= now {
+			delete(r.keys, kid)
+			next.Ring = next.Ring.Without(kid)
+		}
+	}
+}
+
+// foldKey takes in a key's new state. An illegal transition is ignored by every reader alike
+// (PROTOCOL 11): it is the loser of a race between issuers.
+func (r *Replica) foldKey(next *Snapshot, f *bus.KeyFact, seq uint64) error {
+	old, known := r.keys[f.KeyID]
+	to := keyring.State(f.State)
+	if known && old.State != f.State && !keyring.State(old.State).Next(to) {
+		r.cfg.Logger.Warn("ignoring an illegal key transition", "kid", f.KeyID, "from", old.State, "to", f.State, "seq", seq)
+		return nil
+	}
+	fact := *f
+	if known {
+		fact.Sealed = unite(old.Sealed, f.Sealed)
+	}
+	rec, err := r.record(&fact, seq)
+	if err != nil {
+		return err
+	}
+	r.keys[f.KeyID] = &fact
+	ring := next.Ring
+	if to == keyring.Active || ring.Issuer() == "" {
+		ring = keyring.NewRing(f.Issuer, f.Audience, ring.Records()...)
+	}
+	next.Ring = ring.With(rec)
+	return nil
+}
+
+// record makes the ring's record of a key entry. A revoked key is kept by name only.
+func (r *Replica) record(f *bus.KeyFact, seq uint64) (keyring.KeyRecord, error) {
+	alg, err := keyring.ParseAlg(f.Alg)
+	if err != nil {
+		return keyring.KeyRecord{}, fmt.Errorf("%w: key %q: %w", bus.ErrUnknown, f.KeyID, err)
+	}
+	rec := keyring.KeyRecord{
+		KeyID: f.KeyID, Alg: alg, Bits: f.Bits, State: keyring.State(f.State), Accept: f.Accept,
+		MaxLifetime: time.Duration(f.MaxLifetime) * time.Second, Seq: seq, Created: time.Unix(f.Created, 0),
+	}
+	if alg.Symmetric() {
+		rec.Audience = f.Audience
+	}
+	if f.RetiredAt != 0 {
+		rec.RetiredAt = time.Unix(f.RetiredAt, 0)
+	}
+	if rec.State == keyring.Revoked {
+		return rec, nil
+	}
+	rec.Key, err = r.key(f, alg)
+	return rec, err
+}
+
+func (r *Replica) key(f *bus.KeyFact, alg keyring.Alg) (*keyring.Key, error) {
+	if !alg.Symmetric() {
+		k, err := keyring.ParseJWK(f.JWK)
+		if err != nil {
+			return nil, fmt.Errorf("%w: key %q: %w", bus.ErrUnknown, f.KeyID, err)
+		}
+		return k.WithID(f.KeyID), nil
+	}
+	if r.cfg.Open == nil {
+		return nil, nil
+	}
+	k, err := r.cfg.Open(f)
+	if errors.Is(err, ErrNotHeld) {
+		return nil, nil
+	}
+	return k, err
+}
+
+// unite adds the boxes of more to those of old; a later box for an agent takes the earlier's place.
+func unite(old, more []bus.SealedSecret) []bus.SealedSecret {
+	all := make([]bus.SealedSecret, 0, len(old)+len(more))
+	named := make(map[string]bool, len(more))
+	for _, b := range more {
+		named[b.Agent] = true
+	}
+	for _, b := range old {
+		if !named[b.Agent] {
+			all = append(all, b)
+		}
+	}
+	return append(all, more...)
+}
+
+// Keys gives the key entries as the log has them, boxes united: for images and the issuers' admin
+// API. The facts are shared; do not change them.
+func (r *Replica) Keys() []*bus.KeyFact {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.keysLocked()
+}
+
+// OpenSealed is the Config.Open of an agent: it opens the box sealed to that name.
+func OpenSealed(agent string, sealing *keyring.SealingKey) func(*bus.KeyFact) (*keyring.Key, error) {
+	return func(f *bus.KeyFact) (*keyring.Key, error) {
+		for _, b := range f.Sealed {
+			if b.Agent != agent {
+				continue
+			}
+			secret, err := sealing.Open(b.Box, SealInfo(f.KeyID, agent)...)
+			if err != nil {
+				// Sealed to an earlier key of this name: registering again mends it.
+				return nil, ErrNotHeld
+			}
+			return keyring.NewSecret(f.KeyID, secret)
+		}
+		return nil, ErrNotHeld
+	}
+}
+
+// Seal makes the box of an HS256 key for one agent, given its public sealing key.
+func Seal(k *keyring.Key, agent string, public []byte) (bus.SealedSecret, error) {
+	box, err := keyring.SealTo(public, k.Secret(), SealInfo(k.ID(), agent)...)
+	if err != nil {
+		return bus.SealedSecret{}, fmt.Errorf("sealing key %q to agent %q: %w", k.ID(), agent, err)
+	}
+	return bus.SealedSecret{Agent: agent, Box: box}, nil
+}
+
+// SealInfo binds a box to its key and its agent.
+func SealInfo(kid, agent string) [][]byte {
+	return [][]byte{[]byte("sidekey-hs256-1"), []byte(kid), []byte(agent)}
+}

@@ -1,0 +1,37 @@
+package bus
+
+// DefaultPrefix begins every subject, and names every stream and bucket, of a sidekey.
+const DefaultPrefix = "sidekey"
+
+// agentInbox begins the subjects on which agents hear answers.
+const agentInbox = "_INBOX_AGENT"
+
+// subjects makes the names that a sidekey uses on NATS, from its prefix:
+//
+//	<prefix>.log.<kind>             the log, stream <prefix>_log
+//	<prefix>.live.<kind>            the same, republished on core NATS
+//	<prefix>.checkpoint.manifest    what a checkpoint is, stream <prefix>_checkpoint
+//	<prefix>.checkpoint.chunk.<id>  its image, in pieces
+//	<prefix>.register               an agent makes itself known; an issuer answers
+//	<prefix>.ack.<agent>            an agent has applied all up to a position
+//	<prefix>.status.<agent>         an agent tells how it is
+//	KV_<prefix>_<bucket>            a state bucket
+type subjects string
+
+func prefixOr(prefix string) string {
+	if prefix == "" {
+		return DefaultPrefix
+	}
+	return prefix
+}
+
+func (s subjects) log(k Kind) string          { return string(s) + ".log." + string(k) }
+func (s subjects) live(kind string) string    { return string(s) + ".live." + kind }
+func (s subjects) manifest() string           { return string(s) + ".checkpoint.manifest" }
+func (s subjects) chunk(id string) string     { return string(s) + ".checkpoint.chunk." + id }
+func (s subjects) register() string           { return string(s) + ".register" }
+func (s subjects) ack(agent string) string    { return string(s) + ".ack." + agent }
+func (s subjects) status(agent string) string { return string(s) + ".status." + agent }
+func (s subjects) logStream() string          { return string(s) + "_log" }
+func (s subjects) checkpointStream() string   { return string(s) + "_checkpoint" }
+func (s subjects) bucket(name string) string  { return string(s) + "_" + name }
