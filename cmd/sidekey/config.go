@@ -1,0 +1,175 @@
+package main
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// Config is what every command of sidekey reads: config.toml, the environment and the flags put together. Each leaf
+// has a key such as issuer.listen, made of the toml tags; the help tag is its line in --help. config.toml.example
+// has the same keys with their meaning, and a test holds the two together. Make one with loadConfig.
+type Config struct {
+	DataDir   string `toml:"data_dir" help:"folder of all state, 0700"`
+	LogLevel  string `toml:"log_level" help:"trace, debug, info, warn or error"`
+	LogFormat string `toml:"log_format" help:"text or json"`
+
+	Issuer IssuerConfig `toml:"issuer"`
+	Keys   KeysConfig   `toml:"keys"`
+	Bus    BusConfig    `toml:"bus"`
+	Agent  AgentConfig  `toml:"agent"`
+
+	// origin says where a key was set: "config.toml:14", "SIDEKEY_AGENT_LISTEN" or "--agent-listen". A key that is
+	// not in it has its default.
+	origin map[string]string
+}
+
+// IssuerConfig is the [issuer] table: where tokens are made, and for how long.
+type IssuerConfig struct {
+	Listen          string        `toml:"listen" help:"address of the issuer's HTTP API"`
+	AdminListen     string        `toml:"admin_listen" help:"address of the admin API (default issuer.listen while that is loopback, else a unix socket)"`
+	URL             string        `toml:"url" help:"iss of every token, and the base of the issuer's URLs (default http:// and issuer.listen)"`
+	Audience        string        `toml:"audience" help:"aud of tokens that ask for none (default issuer.url)"`
+	DefaultClient   string        `toml:"default_client" help:"client_id of user name logins"`
+	UserIDClaim     string        `toml:"user_id_claim" help:"name of the claim that repeats sub for Simple JWT's readers"`
+	AccessLifetime  time.Duration `toml:"access_lifetime" help:"how long an access token lives"`
+	RefreshLifetime time.Duration `toml:"refresh_lifetime" help:"how long a refresh token lives, and so an unused session"`
+	RefreshGrace    time.Duration `toml:"refresh_grace" help:"how long the retry of a refresh gets the same answer"`
+	MaxSessions     int           `toml:"max_sessions" help:"open sessions of one user"`
+	OpsListen       string        `toml:"ops_listen" help:"address of the issuer's health and metrics (default issuer.listen)"`
+}
+
+// KeysConfig is the [keys] table: the ring of signing keys.
+type KeysConfig struct {
+	Alg          string        `toml:"alg" help:"RS256, HS256, ES256 or EdDSA"`
+	Bits         int           `toml:"bits" help:"size of RSA keys: 2048, 3072 or 4096"`
+	RotateEvery  time.Duration `toml:"rotate_every" help:"age at which the signing key is replaced (0: only on demand)"`
+	PublishAhead time.Duration `toml:"publish_ahead" help:"how long a new key is announced before it signs"`
+}
+
+// BusConfig is the [bus] table: the NATS server that carries the log.
+type BusConfig struct {
+	Listen      string   `toml:"listen" help:"address of the embedded NATS server"`
+	URLs        []string `toml:"urls" help:"servers of an existing NATS, instead of the embedded one"`
+	Credentials string   `toml:"credentials" help:"file with the credentials for the bus"`
+	MonitorURL  string   `toml:"monitor_url" help:"monitoring URL of an existing NATS, to check that it syncs"`
+}
+
+// AgentConfig is the [agent] table: where tokens are checked.
+type AgentConfig struct {
+	Name      string        `toml:"name" help:"name of this agent in the fleet (default the host name)"`
+	DataDir   string        `toml:"data_dir" help:"folder of the agent's state (default <data_dir>/agent)"`
+	Listen    []string      `toml:"listen" help:"addresses of the agent's HTTP API"`
+	OpsListen string        `toml:"ops_listen" help:"address of the agent's health, metrics and status (default agent.listen)"`
+	Audiences []string      `toml:"audiences" help:"aud that this agent accepts (default the issuer's own)"`
+	Leeway    time.Duration `toml:"leeway" help:"clock difference that is forgiven"`
+	CacheSize int           `toml:"cache_size" help:"proven tokens kept in memory"`
+	Realm     string        `toml:"realm" help:"realm of WWW-Authenticate"`
+}
+
+// defaultConfig is every default that is a constant. The zero string, where another key gives the default, is
+// filled by resolve.
+func defaultConfig() Config {
+	return Config{
+		DataDir:   "/var/lib/sidekey",
+		LogLevel:  "info",
+		LogFormat: "text",
+		Issuer: IssuerConfig{
+			Listen:          "127.0.0.1:7460",
+			DefaultClient:   "sidekey",
+			UserIDClaim:     "user_id",
+			AccessLifetime:  15 * time.Minute,
+			RefreshLifetime: 168 * time.Hour,
+			RefreshGrace:    30 * time.Second,
+			MaxSessions:     1000,
+		},
+		Keys: KeysConfig{
+			Alg:          string(keyring.RS256),
+			Bits:         2048,
+			RotateEvery:  720 * time.Hour,
+			PublishAhead: 10 * time.Minute,
+		},
+		Bus: BusConfig{Listen: "127.0.0.1:7463"},
+		Agent: AgentConfig{
+			Listen:    []string{"127.0.0.1:7461"},
+			Leeway:    5 * time.Second,
+			CacheSize: 10_000,
+			Realm:     "sidekey",
+		},
+	}
+}
+
+// devConfig is defaultConfig with what `sidekey dev` changes: a new key signs at once, since nobody polls a JWKS yet.
+func devConfig() Config {
+	c := defaultConfig()
+	c.Keys.PublishAhead = 0
+	return c
+}
+
+// resolve fills the defaults that follow from other keys. It is the only place that does. What cannot be derived
+// stays empty, and validate names it.
+func (c *Config) resolve() {
+	listen, err := parseListen(c.Issuer.Listen)
+	known := err == nil
+	if c.Issuer.URL == "" && known && listen.reachable() {
+		c.Issuer.URL = "http://" + c.Issuer.Listen
+	}
+	if c.Issuer.Audience == "" {
+		c.Issuer.Audience = c.Issuer.URL
+	}
+	if c.Issuer.AdminListen == "" {
+		c.Issuer.AdminListen = "unix:" + filepath.Join(c.DataDir, "admin.sock")
+		if known && listen.loopback() {
+			c.Issuer.AdminListen = c.Issuer.Listen
+		}
+	}
+	if c.Issuer.OpsListen == "" {
+		c.Issuer.OpsListen = c.Issuer.Listen
+	}
+	if c.Agent.Name == "" {
+		if host, err := os.Hostname(); err == nil {
+			c.Agent.Name = host
+		}
+	}
+	if c.Agent.DataDir == "" {
+		c.Agent.DataDir = filepath.Join(c.DataDir, "agent")
+	}
+	if c.Agent.OpsListen == "" && len(c.Agent.Listen) > 0 {
+		c.Agent.OpsListen = c.Agent.Listen[0]
+	}
+}
+
+// isSet says whether a key was given by file, variable or flag, and so is no default.
+func (c *Config) isSet(key string) bool {
+	_, ok := c.origin[key]
+	return ok
+}
+
+// listenAddr is an address to listen on or to dial: "host:port", or "unix:" and an absolute path.
+type listenAddr struct {
+	network string // "tcp" or "unix", as package net has it
+	address string // host:port, or the path
+	host    string // of a TCP address; empty means every interface
+	port    string
+}
+
+// loopback says that only processes of this host can reach the address.
+func (a listenAddr) loopback() bool {
+	if a.network == "unix" || a.host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(a.host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// reachable says that the address can be dialled as it is written: it names one host and one port.
+func (a listenAddr) reachable() bool {
+	if a.network == "unix" || a.host == "" || a.port == "0" {
+		return false
+	}
+	ip := net.ParseIP(a.host)
+	return ip == nil || !ip.IsUnspecified()
+}

@@ -1,0 +1,230 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/sidekey/sidekey/keyring"
+)
+
+const (
+	maxLifetime  = 10 * 365 * 24 * time.Hour // of a token or a key: far beyond use, and far from overflow
+	maxLeeway    = 5 * time.Minute
+	maxCacheSize = 10_000_000
+)
+
+// agentName is the shape of a name in the fleet. It is part of receipts and metrics, so it is plain.
+var agentName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+// ownClaims are the claims that sidekey or RFC 7519 gives a meaning, so that user_id_claim cannot be one of them.
+var ownClaims = []string{
+	"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "sid", "session_seq", "client_id", "scope", "auth_time",
+	"token_type", "roles", "gen", "csrf",
+}
+
+// validate judges a resolved configuration. The first error names the key, and where its value came from.
+func (c *Config) validate() error {
+	for _, part := range []func() error{c.validateCommon, c.validateIssuer, c.validateKeys, c.validateBus, c.validateAgent} {
+		if err := part(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Config) validateCommon() error {
+	if c.DataDir == "" {
+		return c.fault("data_dir", "set it to a folder for the state")
+	}
+	if !slices.Contains([]string{"trace", "debug", "info", "warn", "error"}, c.LogLevel) {
+		return c.fault("log_level", "want trace, debug, info, warn or error, got %q", c.LogLevel)
+	}
+	if c.LogFormat != "text" && c.LogFormat != "json" {
+		return c.fault("log_format", "want text or json, got %q", c.LogFormat)
+	}
+	return nil
+}
+
+func (c *Config) validateIssuer() error {
+	is := &c.Issuer
+	for _, a := range [][2]string{
+		{"issuer.listen", is.Listen}, {"issuer.admin_listen", is.AdminListen}, {"issuer.ops_listen", is.OpsListen},
+	} {
+		if _, err := parseListen(a[1]); err != nil {
+			return c.fault(a[0], "%v", err)
+		}
+	}
+	if is.URL == "" {
+		return c.fault("issuer.url", "set it: others cannot reach issuer.listen %q as it is written", is.Listen)
+	}
+	if err := checkURL(is.URL, "http", "https"); err != nil {
+		return c.fault("issuer.url", "%v", err)
+	}
+	if strings.HasSuffix(is.URL, "/") {
+		return c.fault("issuer.url", "want no slash at the end of %q", is.URL)
+	}
+	for _, t := range [][2]string{
+		{"issuer.audience", is.Audience}, {"issuer.default_client", is.DefaultClient}, {"issuer.user_id_claim", is.UserIDClaim},
+	} {
+		if t[1] == "" || !printable(t[1]) {
+			return c.fault(t[0], "want text without control characters, got %q", t[1])
+		}
+	}
+	if slices.Contains(ownClaims, is.UserIDClaim) {
+		return c.fault("issuer.user_id_claim", "%q has another meaning in a token; take another name", is.UserIDClaim)
+	}
+	return c.validateLifetimes()
+}
+
+func (c *Config) validateLifetimes() error {
+	is := &c.Issuer
+	if is.AccessLifetime < time.Second || is.AccessLifetime > maxLifetime {
+		return c.fault("issuer.access_lifetime", "want a duration of 1s to %s, got %s", maxLifetime, is.AccessLifetime)
+	}
+	if is.RefreshLifetime <= is.AccessLifetime || is.RefreshLifetime > maxLifetime {
+		return c.fault("issuer.refresh_lifetime", "want a duration longer than issuer.access_lifetime (%s) and at most %s, got %s",
+			is.AccessLifetime, maxLifetime, is.RefreshLifetime)
+	}
+	if is.RefreshGrace < 0 || is.RefreshGrace >= is.RefreshLifetime {
+		return c.fault("issuer.refresh_grace", "want a duration from 0s to below issuer.refresh_lifetime (%s), got %s",
+			is.RefreshLifetime, is.RefreshGrace)
+	}
+	if is.MaxSessions < 1 {
+		return c.fault("issuer.max_sessions", "want at least 1, got %d", is.MaxSessions)
+	}
+	return nil
+}
+
+func (c *Config) validateKeys() error {
+	if _, err := keyring.ParseAlg(c.Keys.Alg); err != nil {
+		return c.fault("keys.alg", "want RS256, HS256, ES256 or EdDSA, got %q", c.Keys.Alg)
+	}
+	if !slices.Contains([]int{2048, 3072, 4096}, c.Keys.Bits) {
+		return c.fault("keys.bits", "want 2048, 3072 or 4096, got %d", c.Keys.Bits)
+	}
+	if c.Keys.PublishAhead < 0 || c.Keys.PublishAhead > maxLifetime {
+		return c.fault("keys.publish_ahead", "want a duration from 0s to %s, got %s", maxLifetime, c.Keys.PublishAhead)
+	}
+	every := c.Keys.RotateEvery
+	if every != 0 && (every <= c.Keys.PublishAhead || every > maxLifetime) {
+		return c.fault("keys.rotate_every", "want 0s or a duration longer than keys.publish_ahead (%s) and at most %s, got %s",
+			c.Keys.PublishAhead, maxLifetime, every)
+	}
+	return nil
+}
+
+func (c *Config) validateBus() error {
+	listen, err := parseListen(c.Bus.Listen)
+	if err != nil {
+		return c.fault("bus.listen", "%v", err)
+	}
+	if listen.network != "tcp" || !listen.loopback() {
+		return c.fault("bus.listen", "want a loopback address, got %q: the embedded bus has no TLS; "+
+			"for agents on other hosts run a NATS server of your own and name it in bus.urls", c.Bus.Listen)
+	}
+	for _, u := range c.Bus.URLs {
+		if err := checkURL(u, "nats", "tls"); err != nil {
+			return c.fault("bus.urls", "%v", err)
+		}
+	}
+	if c.Bus.MonitorURL != "" {
+		if err := checkURL(c.Bus.MonitorURL, "http", "https"); err != nil {
+			return c.fault("bus.monitor_url", "%v", err)
+		}
+		if len(c.Bus.URLs) == 0 {
+			return c.fault("bus.monitor_url", "is for an existing NATS: set bus.urls too, or leave it out")
+		}
+	}
+	return nil
+}
+
+func (c *Config) validateAgent() error {
+	ag := &c.Agent
+	if !agentName.MatchString(ag.Name) {
+		return c.fault("agent.name", "want up to 63 letters, digits, dots, dashes and underscores, got %q", ag.Name)
+	}
+	if len(ag.Listen) == 0 {
+		return c.fault("agent.listen", "want at least one address")
+	}
+	for _, address := range ag.Listen {
+		if _, err := parseListen(address); err != nil {
+			return c.fault("agent.listen", "%v", err)
+		}
+	}
+	if _, err := parseListen(ag.OpsListen); err != nil {
+		return c.fault("agent.ops_listen", "%v", err)
+	}
+	if slices.ContainsFunc(ag.Audiences, func(s string) bool { return s == "" || !printable(s) }) {
+		return c.fault("agent.audiences", "want texts without control characters, got %q", ag.Audiences)
+	}
+	if ag.Leeway < 0 || ag.Leeway > maxLeeway {
+		return c.fault("agent.leeway", "want a duration from 0s to %s, got %s", maxLeeway, ag.Leeway)
+	}
+	if ag.CacheSize < 1 || ag.CacheSize > maxCacheSize {
+		return c.fault("agent.cache_size", "want 1 to %d, got %d", maxCacheSize, ag.CacheSize)
+	}
+	if !printable(ag.Realm) || strings.ContainsAny(ag.Realm, `"\`) {
+		return c.fault("agent.realm", `want text without quotes, backslashes and control characters, got %q`, ag.Realm)
+	}
+	return nil
+}
+
+// fault is an error about one key, after the place where its value was set.
+func (c *Config) fault(key, format string, args ...any) error {
+	text := key + ": " + fmt.Sprintf(format, args...)
+	if from := c.origin[key]; from != "" {
+		text = from + ": " + text
+	}
+	return errors.New(text)
+}
+
+// parseListen reads "host:port" or "unix:/path". The host may be empty (every interface) and the port 0 (any free
+// one).
+func parseListen(s string) (listenAddr, error) {
+	if path, ok := strings.CutPrefix(s, "unix:"); ok {
+		if !filepath.IsAbs(path) || !printable(path) {
+			return listenAddr{}, fmt.Errorf("want unix: and an absolute path, got %q", s)
+		}
+		return listenAddr{network: "unix", address: path}, nil
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil || !printable(host) || strings.ContainsAny(host, " /@") {
+		return listenAddr{}, fmt.Errorf("want host:port or unix:/path, got %q", s)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || strconv.FormatUint(n, 10) != port {
+		return listenAddr{}, fmt.Errorf("want a port number from 0 to 65535, got %q", s)
+	}
+	return listenAddr{network: "tcp", address: s, host: host, port: port}, nil
+}
+
+// checkURL accepts an absolute URL of one of the schemes that carries no secret, query or fragment. It does not
+// repeat the URL where that may hold a password.
+func checkURL(s string, schemes ...string) error {
+	u, err := url.Parse(s)
+	if err != nil {
+		return fmt.Errorf("want a URL that begins with %s://", strings.Join(schemes, ":// or "))
+	}
+	switch {
+	case u.User != nil:
+		return errors.New("want no user or password in the URL; they belong in a credentials file")
+	case !slices.Contains(schemes, u.Scheme) || u.Host == "":
+		return fmt.Errorf("want a URL that begins with %s://, got %q", strings.Join(schemes, ":// or "), s)
+	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.Contains(s, "#"):
+		return fmt.Errorf("want a URL without query and fragment, got %q", s)
+	}
+	return nil
+}
+
+// printable says that s has no control or other unprintable character.
+func printable(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+}
