@@ -1,0 +1,36 @@
+package main
+
+import (
+	"context"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+)
+
+// A daemon is a command that runs until it is told to stop.
+type daemon struct {
+	use, short, long string
+	base             func() Config // its defaults
+	keys             []string      // the configuration keys, or tables of them, that it has flags for
+	run              func(ctx context.Context, cfg Config, log hclog.Logger) error
+}
+
+// daemonCommand makes the command of d: it loads the configuration, sets up the log and runs d until an interrupt
+// ends the context. Whatever d returns then decides the exit status.
+func (a *app) daemonCommand(d daemon) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   d.use,
+		Short: d.short,
+		Long:  d.long,
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.config(d.base())
+			if err != nil {
+				return err
+			}
+			return d.run(cmd.Context(), cfg, newLogger(cfg, a.stderr))
+		},
+	}
+	a.addKeyFlags(cmd.Flags(), append([]string{"log_level", "log_format"}, d.keys...)...)
+	return cmd
+}

@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	var agent string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show how the agent and the issuer are",
+		Long: "Show the agent of this host, the issuer, and where the admin token is at hand the agents that the issuer knows.\n" +
+			"Exit status 1 when neither answers.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := a.readStatus(cmd.Context(), agent)
+			if err != nil {
+				return err
+			}
+			body, err := json.Marshal(s)
+			if err != nil {
+				return err
+			}
+			if err := a.answer(body, s.table); err != nil {
+				return err
+			}
+			if s.AgentError != "" && s.IssuerError != "" {
+				return errors.New("neither an agent nor an issuer answers; start them, or name them with --agent and " + envAddr)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&agent, "agent", "", "address of the agent, a URL or unix:/path (default agent.listen)")
+	return a.addFormat(cmd)
+}
+
+// status is what `sidekey status` prints as JSON. A part that did not answer has its error instead.
+type status struct {
+	Agent       json.RawMessage `json:"agent,omitempty"` // the agent's GET /v1/status
+	AgentError  string          `json:"agent_error,omitempty"`
+	Issuer      string          `json:"issuer,omitempty"` // "ok"
+	IssuerError string          `json:"issuer_error,omitempty"`
+	Agents      json.RawMessage `json:"agents,omitempty"` // the list of the issuer's GET /admin/v1/agents
+	AgentsError string          `json:"agents_error,omitempty"`
+}
+
+// readStatus asks all parts. Only a wrong configuration is an error; a part that is away is told in the status.
+func (a *app) readStatus(ctx context.Context, agent string) (*status, error) {
+	ac, err := a.agentClient(agent)
+	if err != nil {
+		return nil, err
+	}
+	pc, err := a.publicClient()
+	if err != nil {
+		return nil, err
+	}
+	admin, err := a.adminClient()
+	if err != nil {
+		return nil, err
+	}
+	s := new(status)
+	if r, err := ac.call(ctx, http.MethodGet, "/v1/status", nil); err != nil {
+		s.AgentError = err.Error()
+	} else if !json.Valid(r.body) {
+		s.AgentError = fmt.Sprintf("what answers at %s is no agent", ac.addr)
+	} else {
+		s.Agent = r.body
+	}
+	if _, err := pc.call(ctx, http.MethodGet, "/healthz", nil); err != nil {
+		s.IssuerError = err.Error()
+		return s, nil
+	}
+	s.Issuer = "ok"
+	var list struct {
+		Agents json.RawMessage `json:"agents"`
+	}
+	r, err := admin.call(ctx, http.MethodGet, "/admin/v1/agents", nil)
+	if err == nil {
+		err = r.decode(&list)
+	}
+	if err != nil {
+		s.AgentsError = err.Error()
+	}
+	s.Agents = list.Agents
+	return s, nil
+}
+
+func (s *status) table(w *tabwriter.Writer) {
+	if s.AgentError != "" {
+		row(w, "agent", s.AgentError)
+	} else {
+		s.agentRows(w)
+	}
+	if s.IssuerError != "" {
+		row(w, "issuer", s.IssuerError)
+		return
+	}
+	row(w, "issuer", s.Issuer)
+	if s.AgentsError != "" {
+		row(w, "agents", s.AgentsError)
+		return
+	}
+	var list agentsAnswer
+	if json.Unmarshal(s.Agents, &list.Agents) == nil {
+		row(w, "agents", len(list.Agents))
+		list.table(w)
+	}
+}
+
+// agentRows shows the members of API.md §3 that matter to a person.
+func (s *status) agentRows(w *tabwriter.Writer) {
+	var g struct {
+		Agent       string `json:"agent"`
+		Version     string `json:"version"`
+		Connected   bool   `json:"connected"`
+		Epoch       uint64 `json:"epoch"`
+		AppliedSeq  uint64 `json:"applied_seq"`
+		HeadSeq     uint64 `json:"head_seq"`
+		Stale       bool   `json:"stale"`
+		Keys        []any  `json:"keys"`
+		Revocations int    `json:"revocations"`
+		Cache       struct {
+			Entries int    `json:"entries"`
+			Hits    uint64 `json:"hits"`
+			Misses  uint64 `json:"misses"`
+		} `json:"cache"`
+	}
+	if err := json.Unmarshal(s.Agent, &g); err != nil {
+		row(w, "agent", "its status is not what this version of sidekey knows")
+		return
+	}
+	row(w, "agent", g.Agent+" "+g.Version)
+	row(w, "  bus", map[bool]string{true: "connected", false: "not connected"}[g.Connected])
+	row(w, "  state", map[bool]string{true: "stale", false: "fresh"}[g.Stale])
+	row(w, "  applied", fmt.Sprintf("entry %d of %d, epoch %d", g.AppliedSeq, g.HeadSeq, g.Epoch))
+	row(w, "  keys", len(g.Keys))
+	row(w, "  revocations", g.Revocations)
+	row(w, "  cache", fmt.Sprintf("%d entries, %d hits, %d misses", g.Cache.Entries, g.Cache.Hits, g.Cache.Misses))
+}
