@@ -145,3 +145,21 @@ func pkixPEM(t testing.TB, public any) []byte {
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 }
+
+// pemPublic reads an RSA public key without judging it.
+func pemPublic(t testing.TB, text string) *rsa.PublicKey {
+	t.Helper()
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		t.Fatal("no PEM block")
+	}
+	k, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub, ok := k.(*rsa.PublicKey)
+	if !ok {
+		t.Fatalf("got %T, want an RSA key", k)
+	}
+	return pub
+}

@@ -71,4 +71,3 @@ func payload(t testing.TB, edit func(*keyring.Claims)) string {
 	}
 	return string(text)
 }
-
