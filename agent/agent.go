@@ -1,0 +1,171 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sidekey/sidekey/bus/replica"
+)
+
+// The bounds that hold where a Config says nothing.
+const (
+	defaultRealm          = "sidekey"
+	defaultCacheSize      = 10_000
+	defaultMaxConnections = 1024
+)
+
+// Config says who the agent is and what it demands of a token. The zero value is usable: it
+// demands the ring's issuer and default audience, without tolerance for clocks.
+type Config struct {
+	Name    string // the agent's name in the fleet, shown in the status
+	Version string // of this binary, shown in status and metrics
+
+	// Realm is the realm of the Bearer challenge (RFC 6750 §3); "" means "sidekey".
+	Realm string
+	// Audiences are the audiences that are accepted where a request names none: a token must
+	// have one of them. None: the ring's default audience (RFC 8725 §3.9).
+	Audiences []string
+	// Leeway is the tolerance for exp, nbf and iat (RFC 7519 §4.1.4).
+	Leeway time.Duration
+	// CacheSize is the greatest number of proven tokens that are remembered; 0 means 10,000,
+	// about 3 KiB each.
+	CacheSize int
+	// MaxConnections bounds the connections of each Server; one more gets 503 at once. 0: 1024.
+	MaxConnections int
+}
+
+// check refuses a Config that cannot be meant, and fills in the defaults.
+func (c *Config) check() error {
+	if c.Realm == "" {
+		c.Realm = defaultRealm
+	}
+	if c.CacheSize == 0 {
+		c.CacheSize = defaultCacheSize
+	}
+	if c.MaxConnections == 0 {
+		c.MaxConnections = defaultMaxConnections
+	}
+	for _, r := range c.Realm {
+		if r < ' ' || r > '~' || r == '"' || r == '\\' {
+			return fmt.Errorf("checking the agent's config: realm %q may not hold quotes, backslashes or controls (RFC 9110 §5.6.4)", c.Realm)
+		}
+	}
+	for _, aud := range c.Audiences {
+		if strings.TrimSpace(aud) == "" {
+			return errors.New("checking the agent's config: an audience is empty; leave audiences out to accept the ring's own")
+		}
+	}
+	switch {
+	case c.Leeway < 0:
+		return fmt.Errorf("checking the agent's config: leeway %s is negative", c.Leeway)
+	case c.CacheSize < 0:
+		return fmt.Errorf("checking the agent's config: cache size %d is negative", c.CacheSize)
+	case c.MaxConnections < 0:
+		return fmt.Errorf("checking the agent's config: connection limit %d is negative", c.MaxConnections)
+	}
+	return nil
+}
+
+// Replica is what the agent knows of the log: *replica.Replica, which somebody else keeps
+// following. All methods may be called at any time by any goroutine, and none waits.
+type Replica interface {
+	// Snapshot is the newest state, immutable.
+	Snapshot() *replica.Snapshot
+	// Revoked tells whether a revocation that covers the ids has been applied. An entry is
+	// visible here before a Snapshot says that its sequence is applied.
+	Revoked(ids *replica.IDs) bool
+	// Forgotten tells whether the revocation of a token that ends at exp (NumericDate, leeway
+	// included) may have been dropped: such a token has expired. It is asked after Revoked.
+	Forgotten(exp int64) bool
+	// Revocations counts the revocations held.
+	Revocations() int
+	// Head is the newest sequence that the log is known to have.
+	Head() uint64
+}
+
+// Parts are what an Agent is built from. Only Replica is required.
+type Parts struct {
+	Replica   Replica
+	Logger    hclog.Logger         // nil: nothing is logged
+	Now       func() time.Time     // the wall clock; nil: time.Now
+	Connected func() bool          // whether the bus is connected now, for the status; nil: false
+	Run       string               // this process's random id, for the status
+	Registry  *prometheus.Registry // where the metrics go; nil: one of its own
+}
+
+// Agent checks tokens against what it knows of the log, from memory alone. Its methods may be
+// called by any goroutine. It has no goroutine of its own: whoever follows the log feeds it.
+type Agent struct {
+	cfg       Config
+	replica   Replica
+	log       hclog.Logger
+	now       func() time.Time
+	connected func() bool
+	run       string
+
+	cache   *cache
+	metrics *metrics
+	faces   faces
+	jwks    atomic.Pointer[keySet] // the newest ring's public keys, with their ETag
+	closing sync.Once
+}
+
+// New builds an Agent. It touches neither disk nor network. The error says which part of cfg
+// cannot be meant, or that the registry holds the metrics of another agent already.
+func New(cfg Config, parts Parts) (*Agent, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	if parts.Replica == nil {
+		return nil, errors.New("building the agent: it needs a replica of the log")
+	}
+	cfg.Audiences = append([]string(nil), cfg.Audiences...) // the caller's slice stays the caller's
+	a := &Agent{
+		cfg:       cfg,
+		replica:   parts.Replica,
+		log:       parts.Logger,
+		now:       parts.Now,
+		connected: parts.Connected,
+		run:       parts.Run,
+	}
+	if a.log == nil {
+		a.log = hclog.NewNullLogger()
+	}
+	a.log = a.log.Named("agent")
+	if a.now == nil {
+		a.now = time.Now
+	}
+	if a.connected == nil {
+		a.connected = func() bool { return false }
+	}
+	registry := parts.Registry
+	if registry == nil {
+		registry = prometheus.NewRegistry()
+	}
+	var err error
+	if a.cache, err = newCache(cfg.CacheSize); err != nil {
+		return nil, fmt.Errorf("building the agent: %w", err)
+	}
+	if a.metrics, err = newMetrics(a, registry); err != nil {
+		return nil, fmt.Errorf("building the agent: registering metrics: %w", err)
+	}
+	a.faces = newFaces(a)
+	return a, nil
+}
+
+// Close forgets every proven token and takes the metrics off the registry, so that another agent
+// may use it. Close the listeners first. It may be called twice.
+func (a *Agent) Close() error {
+	a.closing.Do(func() {
+		a.cache.purge()
+		a.metrics.unregister()
+	})
+	return nil
+}

@@ -1,0 +1,136 @@
+package agent
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/valyala/fasthttp"
+	"github.com/valyala/fasthttp/fasthttpadaptor"
+
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// accepted is the metric's reason of a token that was accepted.
+const accepted keyring.Reason = "ok"
+
+// metrics are the agent's counters, each resolved before the first request. No label's value
+// comes from a client: reasons, routes and status classes are closed sets.
+type metrics struct {
+	registry   *prometheus.Registry
+	collectors []prometheus.Collector
+
+	verdicts map[keyring.Reason]prometheus.Counter
+	vouched  prometheus.Counter // verdicts[accepted], which is the one on the hot path
+	requests *prometheus.CounterVec
+	panics   prometheus.Counter
+	handler  fasthttp.RequestHandler
+}
+
+// newMetrics registers the agent's metrics. The error is the registry's: another agent's are
+// there already.
+func newMetrics(a *Agent, registry *prometheus.Registry) (*metrics, error) {
+	m := &metrics{registry: registry, verdicts: make(map[keyring.Reason]prometheus.Counter)}
+	verdicts := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sidekey_agent_verdicts_total",
+		Help: `Tokens judged, by reason; "ok" were accepted.`,
+	}, []string{"reason"})
+	reasons := append([]keyring.Reason{accepted, InsufficientScope, Starting, Stale}, keyring.Reasons...)
+	for _, r := range reasons {
+		m.verdicts[r] = verdicts.WithLabelValues(string(r))
+	}
+	m.vouched = m.verdicts[accepted]
+	m.requests = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sidekey_agent_http_requests_total",
+		Help: "Requests answered, by route and status class.",
+	}, []string{"route", "class"})
+	m.panics = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "sidekey_agent_panics_total",
+		Help: "Requests that failed inside and were answered 500. Any at all is a bug.",
+	})
+	m.collectors = append(m.states(a), verdicts, m.requests, m.panics)
+	for i, c := range m.collectors {
+		if err := registry.Register(c); err != nil {
+			m.collectors = m.collectors[:i]
+			m.unregister()
+			return nil, fmt.Errorf("registering collector %d: %w", i, err)
+		}
+	}
+	m.handler = fasthttpadaptor.NewFastHTTPHandler(promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		DisableCompression: true, MaxRequestsInFlight: 4,
+	}))
+	return m, nil
+}
+
+// states are the metrics that are read when they are asked for.
+func (m *metrics) states(a *Agent) []prometheus.Collector {
+	gauge := func(name, help string, read func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_agent_" + name, Help: help}, read)
+	}
+	counter := func(name, help string, read func() uint64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "sidekey_agent_" + name, Help: help},
+			func() float64 { return float64(read()) })
+	}
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "sidekey_agent_info", Help: "1, with the binary's version.",
+		ConstLabels: prometheus.Labels{"version": a.cfg.Version},
+	})
+	info.Set(1)
+	return []prometheus.Collector{
+		info,
+		gauge("ready", "1 when the agent vouches for tokens.", func() float64 { return truth(a.replica.Snapshot().Ready) }),
+		gauge("connected", "1 while the bus is connected.", func() float64 { return truth(a.connected()) }),
+		gauge("epoch", "The log's epoch.", func() float64 { return float64(a.replica.Snapshot().Position.Epoch) }),
+		gauge("applied_seq", "The sequence applied.", func() float64 { return float64(a.replica.Snapshot().Position.Seq) }),
+		gauge("head_seq", "The newest sequence known.", func() float64 { return float64(a.replica.Head()) }),
+		gauge("revocations", "Revocations held.", func() float64 { return float64(a.replica.Revocations()) }),
+		gauge("cache_entries", "Proven tokens remembered.", func() float64 { return float64(a.cache.proofs.Len()) }),
+		counter("cache_hits_total", "Tokens whose proof was remembered.", a.cache.hits.Load),
+		counter("cache_misses_total", "Tokens that had to be proven.", a.cache.misses.Load),
+	}
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// verdict counts one; "" is an acceptance.
+func (m *metrics) verdict(reason keyring.Reason) {
+	if reason == "" {
+		m.vouched.Inc()
+		return
+	}
+	if c := m.verdicts[reason]; c != nil {
+		c.Inc()
+	}
+}
+
+func (m *metrics) unregister() {
+	for _, c := range m.collectors {
+		m.registry.Unregister(c)
+	}
+}
+
+// classes are the status classes that are counted apart.
+var classes = [...]string{"1xx", "2xx", "3xx", "4xx", "5xx"}
+
+// routeCounters are one route's requests by status class.
+type routeCounters [len(classes)]prometheus.Counter
+
+func (m *metrics) route(name string) routeCounters {
+	var c routeCounters
+	for i, class := range classes {
+		c[i] = m.requests.WithLabelValues(name, class)
+	}
+	return c
+}
+
+// count counts a request by the status that was answered.
+func (c *routeCounters) count(status int) {
+	if i := status/100 - 1; i >= 0 && i < len(c) {
+		c[i].Inc()
+	}
+}

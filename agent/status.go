@@ -1,0 +1,173 @@
+package agent
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/valyala/fasthttp"
+
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// Status is what an agent tells of itself at GET /v1/status, and to the issuers.
+type Status struct {
+	Agent       string      `json:"agent"`
+	Run         string      `json:"run"` // this process: a random id made at its start
+	Version     string      `json:"version"`
+	Connected   bool        `json:"connected"` // to the bus
+	Epoch       uint64      `json:"epoch"`
+	AppliedSeq  uint64      `json:"applied_seq"`
+	HeadSeq     uint64      `json:"head_seq"` // the newest that it knows of
+	Stale       bool        `json:"stale"`    // it vouches for nobody
+	Keys        []KeyStatus `json:"keys"`
+	Revocations int         `json:"revocations"`
+	Cache       CacheStatus `json:"cache"`
+}
+
+// KeyStatus is one key of the ring, without the key.
+type KeyStatus struct {
+	KeyID string        `json:"kid"`
+	Alg   keyring.Alg   `json:"alg"`
+	State keyring.State `json:"state"`
+}
+
+// CacheStatus counts the proven tokens remembered, and since the start those found and not found there.
+type CacheStatus struct {
+	Entries int    `json:"entries"`
+	Hits    uint64 `json:"hits"`
+	Misses  uint64 `json:"misses"`
+}
+
+// Status tells how the agent is, at one position of the log.
+func (a *Agent) Status() Status {
+	snap := a.replica.Snapshot()
+	s := Status{
+		Agent:       a.cfg.Name,
+		Run:         a.run,
+		Version:     a.cfg.Version,
+		Connected:   a.connected(),
+		Epoch:       snap.Position.Epoch,
+		AppliedSeq:  snap.Position.Seq,
+		HeadSeq:     max(a.replica.Head(), snap.Position.Seq),
+		Stale:       !snap.Ready,
+		Keys:        []KeyStatus{}, // never null
+		Revocations: a.replica.Revocations(),
+		Cache:       CacheStatus{Entries: a.cache.proofs.Len(), Hits: a.cache.hits.Load(), Misses: a.cache.misses.Load()},
+	}
+	for _, rec := range snap.Ring.Records() {
+		s.Keys = append(s.Keys, KeyStatus{KeyID: rec.KeyID, Alg: rec.Alg, State: rec.State})
+	}
+	return s
+}
+
+// answer is the answer of an operator's route, on whichever server it is asked.
+type answer struct {
+	status int
+	media  string
+	body   string
+}
+
+// ops are the routes for an operator's tools. They always answer, whatever the agent's state.
+func (a *Agent) ops() map[string]func() answer {
+	return map[string]func() answer{
+		routeStatus: func() answer {
+			body, err := json.Marshal(a.Status())
+			if err != nil { // a struct of strings and numbers always marshals
+				return answer{http.StatusInternalServerError, "text/plain; charset=utf-8", "internal error\n"}
+			}
+			return answer{http.StatusOK, "application/json", string(body)}
+		},
+		// The process is alive: a supervisor need not restart it.
+		routeHealth: func() answer { return answer{http.StatusOK, "text/plain; charset=utf-8", "ok\n"} },
+		// The agent vouches for tokens: a balancer may send requests.
+		routeReady: func() answer {
+			if !a.replica.Snapshot().Ready {
+				return answer{http.StatusServiceUnavailable, "text/plain; charset=utf-8", string(Starting) + "\n"}
+			}
+			return answer{http.StatusOK, "text/plain; charset=utf-8", "ok\n"}
+		},
+	}
+}
+
+func (w answer) write(ctx *fasthttp.RequestCtx) {
+	if w.status == http.StatusServiceUnavailable {
+		ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, retryAfter)
+	}
+	ctx.Response.Header.SetContentType(w.media)
+	ctx.Response.SetStatusCode(w.status)
+	ctx.Response.SetBodyString(w.body)
+}
+
+// OpsHandler serves health, readiness, status and metrics, and nothing else, for a listener that a
+// kubelet or Prometheus reaches (agent.ops_listen).
+func (a *Agent) OpsHandler() http.Handler {
+	mux := http.NewServeMux()
+	for path, answer := range a.ops() {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
+			got := answer()
+			h := w.Header()
+			h.Set("Cache-Control", "no-store")
+			h.Set("Content-Type", got.media)
+			h.Set("Content-Length", strconv.Itoa(len(got.body)))
+			if got.status == http.StatusServiceUnavailable {
+				h.Set("Retry-After", retryAfter)
+			}
+			w.WriteHeader(got.status)
+			_, _ = w.Write([]byte(got.body)) // a client that has gone wants no answer
+		})
+	}
+	mux.Handle("GET "+routeMetrics, promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	return mux
+}
+
+// keySet is a ring's public key set as it is served.
+type keySet struct {
+	ring *keyring.Ring
+	body []byte
+	etag string
+}
+
+// serveJWKS answers GET /.well-known/jwks.json (RFC 7517 §5) with the public keys that the agent
+// holds now. Anyone may read it, from any page, and keep it for five minutes.
+func (a *Agent) serveJWKS(ctx *fasthttp.RequestCtx) {
+	set := a.keySet()
+	h := &ctx.Response.Header
+	h.SetContentType("application/jwk-set+json")
+	h.SetCanonical(fieldCacheControl, []byte("public, max-age=300"))
+	h.Set(fasthttp.HeaderAccessControlAllowOrigin, "*")
+	h.Set(fasthttp.HeaderETag, set.etag)
+	if matches(string(ctx.Request.Header.Peek(fasthttp.HeaderIfNoneMatch)), set.etag) {
+		ctx.Response.SetStatusCode(http.StatusNotModified)
+		return
+	}
+	ctx.Response.SetBodyRaw(set.body)
+}
+
+// keySet gives the set of the newest ring; it is made once per ring.
+func (a *Agent) keySet() *keySet {
+	ring := a.replica.Snapshot().Ring
+	if set := a.jwks.Load(); set != nil && set.ring == ring {
+		return set
+	}
+	body := ring.JWKS()
+	sum := sha256.Sum256(body)
+	set := &keySet{ring: ring, body: body, etag: `"` + base64.RawURLEncoding.EncodeToString(sum[:16]) + `"`}
+	a.jwks.Store(set)
+	return set
+}
+
+// matches is the comparison of If-None-Match (RFC 9110 §13.1.2): a list of tags or "*", compared weakly.
+func matches(list, etag string) bool {
+	for tag := range strings.SplitSeq(list, ",") {
+		tag = strings.TrimSpace(tag)
+		if tag == "*" || strings.TrimPrefix(tag, "W/") == etag {
+			return true
+		}
+	}
+	return false
+}
