@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -39,10 +40,22 @@ type Log struct {
 	done  chan struct{} // closed when the writer has stopped
 	stop  context.CancelFunc
 
+	mu    sync.Mutex
+	ticks []ownTick // the newest of this process, oldest first
+
 	// Owned by the writer.
 	head Cursor
 	last map[Kind]uint64 // the newest sequence of each kind, as far as the stream still has it
 }
+
+// ownTick is a tick that this process appended.
+type ownTick struct {
+	seq   uint64
+	begun time.Time // before it was sent
+}
+
+// keptTicks bounds what Fresh can look back on.
+const keptTicks = 16
 
 // request is one Append that waits for the writer.
 type request struct {
@@ -113,7 +126,31 @@ func (l *Log) AppendIf(ctx context.Context, kind Kind, last uint64, fact Fact) (
 
 // Tick appends a tick: the time, the head and the chain.
 func (l *Log) Tick(ctx context.Context) (Position, error) {
-	return l.submit(&request{ctx: ctx, facts: []Fact{&Tick{Time: 1, Chain: make([]byte, len(Chain{}))}}})
+	begun := time.Now()
+	at, err := l.submit(&request{ctx: ctx, facts: []Fact{&Tick{Time: 1, Chain: make([]byte, len(Chain{}))}}})
+	if err != nil {
+		return at, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.ticks) == keptTicks {
+		l.ticks = append(l.ticks[:0], l.ticks[1:]...)
+	}
+	l.ticks = append(l.ticks, ownTick{seq: at.Seq, begun: begun})
+	return at, nil
+}
+
+// Fresh tells whether a reader that has applied all up to seq has read back a tick that this
+// process began within the last d: whatever was in the log before then, it knows (PROTOCOL 17).
+func (l *Log) Fresh(seq uint64, d time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for n := len(l.ticks) - 1; n >= 0; n-- {
+		if l.ticks[n].seq <= seq {
+			return time.Since(l.ticks[n].begun) < d
+		}
+	}
+	return false
 }
 
 // Pulse appends ticks until ctx ends. A failure is logged once per turn and tried again.

@@ -108,6 +108,24 @@ func (b *Bucket) Create(ctx context.Context, name string, value []byte) (uint64,
 	return rev, err
 }
 
+// Once gives a record's value, and makes the record with what fresh gives where it is absent. Of
+// several issuers that call it at once, one makes it and all get the same.
+func (b *Bucket) Once(ctx context.Context, name string, fresh func() ([]byte, error)) ([]byte, error) {
+	for {
+		rec, err := b.Get(ctx, name)
+		if !errors.Is(err, ErrNotFound) {
+			return rec.Value, err
+		}
+		value, err := fresh()
+		if err != nil {
+			return nil, err
+		}
+		if _, err = b.Create(ctx, name, value); !errors.Is(err, ErrExists) {
+			return value, err
+		}
+	}
+}
+
 // Update replaces the record that has this revision, or gives ErrConflict.
 func (b *Bucket) Update(ctx context.Context, name string, value []byte, revision uint64) (uint64, error) {
 	sealed := b.seal(name, revision+1, value)

@@ -22,6 +22,9 @@ type Config struct {
 	Bus    BusConfig    `toml:"bus"`
 	Agent  AgentConfig  `toml:"agent"`
 
+	// loginLimit is how many attempts a minute one user name has, 0: any number. It is no key: only dev has none.
+	loginLimit int
+
 	// origin says where a key was set: "config.toml:14", "SIDEKEY_AGENT_LISTEN" or "--agent-listen". A key that is
 	// not in it has its default.
 	origin map[string]string
@@ -77,6 +80,9 @@ func defaultConfig() Config {
 		DataDir:   "/var/lib/sidekey",
 		LogLevel:  "info",
 		LogFormat: "text",
+
+		loginLimit: loginsPerMinute,
+
 		Issuer: IssuerConfig{
 			Listen:          "127.0.0.1:7460",
 			DefaultClient:   "sidekey",
@@ -102,10 +108,12 @@ func defaultConfig() Config {
 	}
 }
 
-// devConfig is defaultConfig with what `sidekey dev` changes: a new key signs at once, since nobody polls a JWKS yet.
+// devConfig is defaultConfig with what `sidekey dev` changes: a new key signs at once, since nobody polls a JWKS yet, and
+// logins have no limit.
 func devConfig() Config {
 	c := defaultConfig()
 	c.Keys.PublishAhead = 0
+	c.loginLimit = 0
 	return c
 }
 
@@ -140,6 +148,18 @@ func (c *Config) resolve() {
 	if c.Agent.OpsListen == "" && len(c.Agent.Listen) > 0 {
 		c.Agent.OpsListen = c.Agent.Listen[0]
 	}
+}
+
+// moveDataDir puts the state elsewhere, and with it what follows from data_dir by default.
+func (c *Config) moveDataDir(dir string) {
+	if !c.isSet("agent.data_dir") {
+		c.Agent.DataDir = ""
+	}
+	if !c.isSet("issuer.admin_listen") {
+		c.Issuer.AdminListen = ""
+	}
+	c.DataDir = dir
+	c.resolve()
 }
 
 // isSet says whether a key was given by file, variable or flag, and so is no default.

@@ -18,6 +18,7 @@ import (
 
 const (
 	maxLifetime  = 10 * 365 * 24 * time.Hour // of a token or a key: far beyond use, and far from overflow
+	maxAhead     = 30 * 24 * time.Hour
 	maxLeeway    = 5 * time.Minute
 	maxCacheSize = 10_000_000
 )
@@ -111,8 +112,8 @@ func (c *Config) validateKeys() error {
 	if !slices.Contains([]int{2048, 3072, 4096}, c.Keys.Bits) {
 		return c.fault("keys.bits", "want 2048, 3072 or 4096, got %d", c.Keys.Bits)
 	}
-	if c.Keys.PublishAhead < 0 || c.Keys.PublishAhead > maxLifetime {
-		return c.fault("keys.publish_ahead", "want a duration from 0s to %s, got %s", maxLifetime, c.Keys.PublishAhead)
+	if c.Keys.PublishAhead < 0 || c.Keys.PublishAhead > maxAhead {
+		return c.fault("keys.publish_ahead", "want a duration from 0s to %s, got %s", maxAhead, c.Keys.PublishAhead)
 	}
 	every := c.Keys.RotateEvery
 	if every != 0 && (every <= c.Keys.PublishAhead || every > maxLifetime) {
@@ -172,8 +173,8 @@ func (c *Config) validateAgent() error {
 	if ag.CacheSize < 1 || ag.CacheSize > maxCacheSize {
 		return c.fault("agent.cache_size", "want 1 to %d, got %d", maxCacheSize, ag.CacheSize)
 	}
-	if !printable(ag.Realm) || strings.ContainsAny(ag.Realm, `"\`) {
-		return c.fault("agent.realm", `want text without quotes, backslashes and control characters, got %q`, ag.Realm)
+	if strings.ContainsFunc(ag.Realm, func(r rune) bool { return r < ' ' || r > '~' || r == '"' || r == '\\' }) { // RFC 9110 §5.6.4
+		return c.fault("agent.realm", "want ASCII text without quotes, backslashes and control characters, got %q", ag.Realm)
 	}
 	return nil
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// A daemon is a command that runs until it is told to stop.
-type daemon struct {
+// A daemonSpec is a command that runs until it is told to stop.
+type daemonSpec struct {
 	use, short, long string
 	base             func() Config // its defaults
 	keys             []string      // the configuration keys, or tables of them, that it has flags for
@@ -17,7 +17,7 @@ type daemon struct {
 
 // daemonCommand makes the command of d: it loads the configuration, sets up the log and runs d until an interrupt
 // ends the context. Whatever d returns then decides the exit status.
-func (a *app) daemonCommand(d daemon) *cobra.Command {
+func (a *app) daemonCommand(d daemonSpec) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   d.use,
 		Short: d.short,

@@ -84,6 +84,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default $"+envConfig+", else none)")
 	a.addKeyFlags(root.PersistentFlags(), "data_dir")
 	root.AddCommand(
+		a.devCommand(), a.issuerCommand(), a.agentCommand(),
 		a.usersCommand(), a.keysCommand(), a.revokeCommand(), a.sessionsCommand(), a.agentsCommand(),
 		a.tokenCommand(), a.statusCommand(), a.configCommand(), a.versionCommand(),
 	)

@@ -1,0 +1,47 @@
+package replica
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sidekey/sidekey/bus"
+)
+
+// CheckpointWriter is where KeepCheckpoints writes. An image that is not ahead of the newest
+// checkpoint is passed over, so that any number of issuers may write.
+type CheckpointWriter interface {
+	WriteCheckpoint(ctx context.Context, at bus.Cursor, image []byte) error
+}
+
+// KeepCheckpoints writes r's image whenever so many entries, or so much time, has passed since the
+// last, until ctx ends. A failure is logged and tried again.
+func KeepCheckpoints(ctx context.Context, r *Replica, to CheckpointWriter, every time.Duration, entries uint64, log hclog.Logger) {
+	look := time.NewTicker(min(every, 5*time.Second))
+	defer look.Stop()
+	last, when := r.Snapshot().Position.Seq, time.Now()
+	for {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return
+		}
+		at := r.Snapshot().Position.Seq
+		if at == last || at < last+entries && time.Since(when) < every {
+			continue
+		}
+		img, cursor, err := r.Image()
+		if err == nil {
+			err = to.WriteCheckpoint(ctx, cursor, img)
+		}
+		if err != nil {
+			if ctx.Err() == nil {
+				log.Warn("could not write a checkpoint, trying again", "seq", cursor.Seq, "error", err)
+			}
+			continue
+		}
+		last, when = cursor.Seq, time.Now()
+		log.Info("wrote a checkpoint", "seq", cursor.Seq, "bytes", len(img))
+	}
+}

@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+	"github.com/valyala/fasthttp"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sidekey/sidekey/agent"
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/replica"
+	"github.com/sidekey/sidekey/keyring"
+)
+
+func (a *app) agentCommand() *cobra.Command {
+	return a.daemonCommand(daemonSpec{
+		use:   "agent",
+		short: "Run an agent beside the services of a host: tokens are checked here",
+		long: "Run an agent. It needs the bus (bus.urls; default bus.listen on this host) and the two files that the issuer made, " +
+			"bus.credentials (default agent.nk in data_dir) and authority.pub beside it. While the bus is away it serves from its checkpoint.",
+		base: defaultConfig,
+		keys: []string{"agent", "bus.urls", "bus.credentials"},
+		run: func(ctx context.Context, cfg Config, log hclog.Logger) error {
+			p, err := openAgent(cfg, log, nil)
+			if err != nil {
+				return err
+			}
+			defer p.close()
+			return p.run(ctx, func() { notifyReady(log) })
+		},
+	})
+}
+
+// agentProcess is an agent with all that it stands on, opened in the order of the fields and closed in reverse.
+type agentProcess struct {
+	cfg     Config
+	log     hclog.Logger
+	runID   string
+	closers []func()
+
+	listeners []net.Listener
+	ops       net.Listener // nil where it shares a listener
+	conn      *bus.Conn
+	reader    *bus.Reader
+	store     *replica.Store
+	replica   *replica.Replica
+	sealing   *keyring.SealingKey
+	agent     *agent.Agent
+}
+
+// openAgent opens everything. It does not wait for the bus: an agent starts while that is away. embedded is the bus
+// of this process, nil in an agent on its own.
+func openAgent(cfg Config, log hclog.Logger, embedded *bus.Server) (p *agentProcess, err error) {
+	p = &agentProcess{cfg: cfg, log: log, runID: randomToken()[:22]}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	if err := p.openFiles(); err != nil {
+		return nil, err
+	}
+	if err := p.listen(); err != nil {
+		return nil, err
+	}
+	if err := p.openBus(embedded); err != nil {
+		return nil, err
+	}
+	p.agent, err = agent.New(agent.Config{
+		Name: cfg.Agent.Name, Version: version(), Realm: cfg.Agent.Realm,
+		Audiences: cfg.Agent.Audiences, Leeway: cfg.Agent.Leeway, CacheSize: cfg.Agent.CacheSize,
+	}, agent.Parts{Replica: p.replica, Logger: log.Named("agent"), Connected: p.conn.Connected, Run: p.runID})
+	return p, err
+}
+
+func (p *agentProcess) close() {
+	for n := len(p.closers) - 1; n >= 0; n-- {
+		p.closers[n]()
+	}
+	p.closers = nil
+}
+
+// openFiles opens the agent's own folder.
+func (p *agentProcess) openFiles() error {
+	dir := p.cfg.Agent.DataDir
+	if err := makeDataDir("agent.data_dir", dir); err != nil {
+		return err
+	}
+	lock, err := lockDir("agent.data_dir", dir)
+	if err != nil {
+		return err
+	}
+	p.closers = append(p.closers, func() { lock.Close() })
+	p.sealing, err = openSealingKey(dir)
+	return err
+}
+
+func (p *agentProcess) listen() error {
+	for _, address := range p.cfg.Agent.Listen {
+		// A socket is for the services of the host, which run as others: who may use it, its folder says.
+		ln, err := listen("agent.listen", address, 0o666)
+		if err != nil {
+			return err
+		}
+		p.closers = append(p.closers, func() { ln.Close() })
+		p.listeners = append(p.listeners, ln)
+	}
+	if slices.Contains(p.cfg.Agent.Listen, p.cfg.Agent.OpsListen) {
+		return nil
+	}
+	var err error
+	if p.ops, err = listen("agent.ops_listen", p.cfg.Agent.OpsListen, 0o660); err != nil {
+		return err
+	}
+	p.closers = append(p.closers, func() { p.ops.Close() })
+	return nil
+}
+
+// openBus connects, and restores what the agent knew.
+func (p *agentProcess) openBus(embedded *bus.Server) error {
+	credentials := p.cfg.Bus.Credentials
+	if credentials == "" {
+		credentials = filepath.Join(p.cfg.DataDir, bus.AgentSeedFile)
+	}
+	authority, err := readAuthority(credentials)
+	if err != nil {
+		return err
+	}
+	urls := p.cfg.Bus.URLs
+	if len(urls) == 0 {
+		urls = []string{"nats://" + p.cfg.Bus.Listen}
+	}
+	p.conn, err = bus.Connect(bus.ConnectConfig{
+		URLs: urls, Server: embedded, Credentials: credentials, Name: "agent " + p.cfg.Agent.Name, Agent: true, Logger: p.log.Named("bus"),
+	})
+	if err != nil {
+		return err
+	}
+	p.closers = append(p.closers, p.conn.Close)
+	p.reader = bus.NewReader(p.conn, authority)
+	if p.store, err = replica.OpenStore(p.cfg.Agent.DataDir, authority); err != nil {
+		return err
+	}
+	p.closers = append(p.closers, func() { p.store.Close() })
+	p.replica = replica.New(replica.Config{
+		Open: replica.OpenSealed(p.cfg.Agent.Name, p.sealing), Journal: p.store.Journal, Logger: p.log.Named("replica"),
+	})
+	restored, err := p.store.Restore(p.replica)
+	switch {
+	case err != nil:
+		p.log.Error("not using the checkpoint on disk, reading the log anew", "error", err)
+	case restored:
+		p.log.Info("restored from the checkpoint on disk", "seq", p.replica.Snapshot().Position.Seq, "revocations", p.replica.Revocations())
+	}
+	return nil
+}
+
+// run serves until ctx ends or a part fails, and returns when all has stopped. ready is called once the agent vouches.
+func (p *agentProcess) run(ctx context.Context, ready func()) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.replica.Follow(ctx, p.reader) })
+	g.Go(func() error {
+		p.store.Keep(ctx, p.replica, func(err error) { p.log.Error("could not write the checkpoint, trying again", "error", err) })
+		return nil
+	})
+	g.Go(func() error { p.link().Run(ctx); return nil })
+	g.Go(func() error {
+		return whenReady(ctx, func() error {
+			if !p.replica.Snapshot().Ready {
+				return fmt.Errorf("not synced yet")
+			}
+			return nil
+		}, ready)
+	})
+	for _, ln := range p.listeners {
+		g.Go(func() error { return serveFast(ctx, p.agent.Server(), ln) })
+	}
+	if p.ops != nil {
+		g.Go(func() error {
+			return serve(ctx, &http.Server{Handler: p.agent.OpsHandler(), ReadHeaderTimeout: drainWithin}, p.ops, drainWithin)
+		})
+	}
+	p.log.Info("serving", "agent", p.cfg.Agent.Listen, "name", p.cfg.Agent.Name, "run", p.runID)
+	return g.Wait()
+}
+
+// link is the agent's voice on the bus.
+func (p *agentProcess) link() *bus.Link {
+	return &bus.Link{
+		Conn: p.conn,
+		Registration: bus.Registration{
+			Agent: p.cfg.Agent.Name, Run: p.runID, Version: version(), SealingKey: p.sealing.Public(),
+		},
+		Applied: func() bus.Position { return p.replica.Snapshot().Position },
+		Changed: p.replica.Changed,
+		Status:  func() ([]byte, error) { return json.Marshal(p.agent.Status()) },
+	}
+}
+
+// serveFast answers on ln until ctx ends, then waits for the requests in flight.
+func serveFast(ctx context.Context, srv *fasthttp.Server, ln net.Listener) error {
+	drained := make(chan error, 1)
+	stop := context.AfterFunc(ctx, func() {
+		dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainWithin)
+		defer cancel()
+		drained <- srv.ShutdownWithContext(dctx)
+	})
+	defer stop()
+	if err := srv.Serve(ln); err != nil {
+		return fmt.Errorf("serving on %s: %w", ln.Addr(), err)
+	}
+	return <-drained
+}

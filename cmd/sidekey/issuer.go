@@ -1,0 +1,356 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/replica"
+	"github.com/sidekey/sidekey/issuer"
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// How an issuer runs.
+const (
+	startWithin       = 30 * time.Second // for the bus to answer at the start
+	drainWithin       = 5 * time.Second  // for requests in flight at the end
+	freshFor          = 5 * time.Second  // PROTOCOL 17
+	checkpointEvery   = 10 * time.Minute
+	checkpointEntries = 20_000
+	loginsPerMinute   = 30 // attempts for one user name, from anywhere
+)
+
+func (a *app) issuerCommand() *cobra.Command {
+	return a.daemonCommand(daemonSpec{
+		use:   "issuer",
+		short: "Run an issuer: tokens are made here, keys rotated, revocations written into the log",
+		long: "Run an issuer, with the embedded bus unless bus.urls names an existing NATS. At its first start it makes, in " +
+			"data_dir, the master key, the admin token (admin.token) and the two files that an agent needs (agent.nk, authority.pub).",
+		base: defaultConfig,
+		keys: []string{"issuer", "keys", "bus"},
+		run: func(ctx context.Context, cfg Config, log hclog.Logger) error {
+			if err := makeDataDir("data_dir", cfg.DataDir); err != nil {
+				return err
+			}
+			p, err := openIssuer(ctx, cfg, log)
+			if err != nil {
+				return err
+			}
+			defer p.close()
+			return p.run(ctx, func() { notifyReady(log) })
+		},
+	})
+}
+
+// issuerProcess is an issuer with all that it stands on, opened in the order of the fields and closed in reverse.
+type issuerProcess struct {
+	cfg     Config
+	log     hclog.Logger
+	closers []func()
+
+	server     *bus.Server // nil with an existing NATS
+	conn       *bus.Conn
+	authority  *keyring.Authority
+	buckets    map[string]*bus.Bucket
+	entries    *bus.Log
+	replica    *replica.Replica
+	fleet      *bus.Fleet
+	issuer     *issuer.Issuer
+	adminToken string
+
+	public, admin, ops net.Listener // admin, ops: nil where they share the public one
+}
+
+// openIssuer opens everything, and fails before anything runs where one part cannot be had.
+func openIssuer(ctx context.Context, cfg Config, log hclog.Logger) (p *issuerProcess, err error) {
+	p = &issuerProcess{cfg: cfg, log: log, buckets: map[string]*bus.Bucket{}}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	sctx, cancel := context.WithTimeout(ctx, startWithin)
+	defer cancel()
+	for _, open := range []func(context.Context) error{p.lock, p.listen, p.openBus, p.openState, p.openLog, p.openParts} {
+		if err := open(sctx); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+func (p *issuerProcess) close() {
+	for n := len(p.closers) - 1; n >= 0; n-- {
+		p.closers[n]()
+	}
+	p.closers = nil
+}
+
+func (p *issuerProcess) onClose(f func()) { p.closers = append(p.closers, f) }
+
+func (p *issuerProcess) lock(context.Context) error {
+	f, err := lockDir("data_dir", p.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	p.onClose(func() { f.Close() })
+	return nil
+}
+
+// listen takes the addresses first: a port in use is said at once, and nothing has been touched.
+func (p *issuerProcess) listen(context.Context) (err error) {
+	c := p.cfg.Issuer
+	if p.public, err = listen("issuer.listen", c.Listen, 0o600); err != nil {
+		return err
+	}
+	p.onClose(func() { p.public.Close() })
+	if c.AdminListen != c.Listen {
+		if p.admin, err = listen("issuer.admin_listen", c.AdminListen, 0o600); err != nil {
+			return err
+		}
+		p.onClose(func() { p.admin.Close() })
+	}
+	if c.OpsListen != c.Listen {
+		if p.ops, err = listen("issuer.ops_listen", c.OpsListen, 0o660); err != nil {
+			return err
+		}
+		p.onClose(func() { p.ops.Close() })
+	}
+	return nil
+}
+
+// openBus starts the embedded server, or connects to the existing one.
+func (p *issuerProcess) openBus(ctx context.Context) error {
+	connect := bus.ConnectConfig{
+		URLs: p.cfg.Bus.URLs, Credentials: p.cfg.Bus.Credentials, Name: "issuer " + p.cfg.Agent.Name, Logger: p.log.Named("bus"),
+	}
+	if len(p.cfg.Bus.URLs) == 0 {
+		creds, err := bus.OpenCredentials(p.cfg.DataDir)
+		if err != nil {
+			return err
+		}
+		p.server, err = bus.StartServer(bus.ServerConfig{
+			Listen: p.cfg.Bus.Listen, Dir: filepath.Join(p.cfg.DataDir, "jetstream"),
+			Issuers: creds.IssuerPublic, Agents: creds.AgentPublic, Logger: p.log.Named("bus"),
+		})
+		if err != nil {
+			return err
+		}
+		p.onClose(func() { p.server.Close() })
+		connect.Server, connect.Seed = p.server, creds.Issuer
+	}
+	var err error
+	if p.conn, err = bus.Connect(connect); err != nil {
+		return err
+	}
+	p.onClose(p.conn.Close)
+	if err := p.conn.Await(ctx); err != nil {
+		return err
+	}
+	if p.server == nil {
+		return warnDurability(ctx, p.cfg.Bus.MonitorURL, p.log)
+	}
+	return nil
+}
+
+// openState opens the sealed buckets, and what the issuers share in them: the authority's key and the admin token.
+func (p *issuerProcess) openState(ctx context.Context) error {
+	master, err := openMasterKey(p.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{bus.BucketUsers, bus.BucketSubjects, bus.BucketSessions, bus.BucketClients, bus.BucketKeys, bus.BucketAgents} {
+		if p.buckets[name], err = bus.OpenBucket(ctx, p.conn, name, master, 1); err != nil {
+			return err
+		}
+	}
+	keys := p.buckets[bus.BucketKeys]
+	private, err := keys.Once(ctx, bus.Name("shared", "authority"), func() ([]byte, error) {
+		a, err := keyring.NewAuthority()
+		if err != nil {
+			return nil, err
+		}
+		return a.Private(), nil
+	})
+	if err != nil {
+		return fmt.Errorf("opening the authority's key: %w", err)
+	}
+	if p.authority, err = keyring.ParseAuthority(private); err != nil {
+		return fmt.Errorf("opening the authority's key: %w", err)
+	}
+	token, err := keys.Once(ctx, bus.Name("shared", "admin-token"), func() ([]byte, error) { return []byte(randomToken()), nil })
+	if err != nil {
+		return fmt.Errorf("opening the admin token: %w", err)
+	}
+	p.adminToken = string(token)
+	if err := writePublished(filepath.Join(p.cfg.DataDir, adminTokenFile), append(token, '\n')); err != nil {
+		return fmt.Errorf("writing the admin token: %w", err)
+	}
+	authority := p.authority.Public().Text() + "\n"
+	if err := writePublished(filepath.Join(p.cfg.DataDir, bus.AuthorityFile), []byte(authority)); err != nil {
+		return fmt.Errorf("writing the authority's public key: %w", err)
+	}
+	return nil
+}
+
+// openLog opens the log.
+func (p *issuerProcess) openLog(ctx context.Context) (err error) {
+	p.entries, err = bus.OpenLog(ctx, p.conn, bus.LogConfig{Authority: p.authority, Issuer: p.cfg.Agent.Name})
+	if err != nil {
+		return err
+	}
+	p.onClose(func() { p.entries.Close() })
+	return nil
+}
+
+// openParts builds the replica, the fleet and the issuer on them.
+func (p *issuerProcess) openParts(context.Context) (err error) {
+	feed := issuer.NewFeed()
+	p.replica = replica.New(replica.Config{
+		Open: issuer.OpenSecret(p.buckets[bus.BucketKeys]), Journal: feed.Note, Logger: p.log.Named("replica"),
+	})
+	p.fleet, err = bus.OpenFleet(p.conn, p.buckets[bus.BucketAgents], p.register)
+	if err != nil {
+		return err
+	}
+	p.onClose(p.fleet.Close)
+	p.issuer, err = issuer.New(p.issuerConfig(), issuer.Parts{
+		Log: p.entries, Replica: p.replica, Fleet: p.fleet, Feed: feed,
+		Users: p.buckets[bus.BucketUsers], Subjects: p.buckets[bus.BucketSubjects], Sessions: p.buckets[bus.BucketSessions],
+		Clients: p.buckets[bus.BucketClients], Keys: p.buckets[bus.BucketKeys],
+		Fresh:  func() bool { return p.entries.Fresh(p.replica.Snapshot().Position.Seq, freshFor) },
+		Logger: p.log,
+	})
+	return err
+}
+
+// register takes an agent in as soon as this issuer can: one that comes while the issuer starts waits.
+func (p *issuerProcess) register(ctx context.Context, reg bus.Registration) error {
+	if err := awaitReady(ctx, p.issuer.Ready); err != nil {
+		return err
+	}
+	return p.issuer.Register(ctx, reg)
+}
+
+func (p *issuerProcess) issuerConfig() issuer.Config {
+	c, k := p.cfg.Issuer, p.cfg.Keys
+	return issuer.Config{
+		URL: c.URL, Audience: c.Audience, DefaultClient: c.DefaultClient, UserIDClaim: c.UserIDClaim,
+		Name: p.cfg.Agent.Name, Version: version(),
+		AccessLifetime: c.AccessLifetime, RefreshLifetime: c.RefreshLifetime, RefreshGrace: c.RefreshGrace, MaxSessions: c.MaxSessions,
+		Alg: keyring.Alg(k.Alg), Bits: k.Bits, RotateEvery: k.RotateEvery, PublishAhead: k.PublishAhead,
+		Leeway: p.cfg.Agent.Leeway, LoginLimit: p.cfg.loginLimit,
+	}
+}
+
+// run serves until ctx ends or a part fails, and returns when all has stopped. ready is called once the issuer can
+// make tokens.
+func (p *issuerProcess) run(ctx context.Context, ready func()) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.replica.Follow(ctx, p.entries) })
+	g.Go(func() error { p.entries.Pulse(ctx); return nil })
+	g.Go(func() error { return p.issuer.Run(ctx) })
+	g.Go(func() error {
+		replica.KeepCheckpoints(ctx, p.replica, p.entries, checkpointEvery, checkpointEntries, p.log.Named("checkpoint"))
+		return nil
+	})
+	g.Go(func() error { return whenReady(ctx, p.issuer.Ready, ready) })
+	for _, l := range p.listeners() {
+		g.Go(func() error { return serve(ctx, newHTTPServer(l.handler), l.Listener, drainWithin) })
+	}
+	p.log.Info("serving", "issuer", p.public.Addr().String(), "url", p.cfg.Issuer.URL, "admin", p.cfg.Issuer.AdminListen)
+	return g.Wait()
+}
+
+// handled is a listener and what it serves.
+type handled struct {
+	net.Listener
+	handler http.Handler
+}
+
+func (p *issuerProcess) listeners() []handled {
+	admin := p.issuer.AdminHandler(p.adminToken)
+	public := http.NewServeMux()
+	public.Handle("/", p.issuer.PublicHandler())
+	all := []handled{{p.public, public}}
+	if p.admin != nil {
+		// The socket lets in only those whom the file system lets in: this user, and root.
+		if _, unix := p.admin.(*net.UnixListener); unix {
+			admin = p.issuer.AdminHandler("")
+		}
+		all = append(all, handled{p.admin, admin})
+	} else {
+		public.Handle("/admin/", admin)
+	}
+	if p.ops != nil {
+		all = append(all, handled{p.ops, p.issuer.OpsHandler()})
+	}
+	return all
+}
+
+// newHTTPServer bounds what a client can take of an issuer's listener.
+func newHTTPServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      60 * time.Second, // a rotation waits for the agents
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		ErrorLog:          nil,
+	}
+}
+
+// whenReady calls ready once check no longer fails. That ctx ends before is no error of a daemon.
+func whenReady(ctx context.Context, check func() error, ready func()) error {
+	if awaitReady(ctx, check) == nil {
+		ready()
+	}
+	return nil
+}
+
+// awaitReady returns when check no longer fails, or with ctx's error.
+func awaitReady(ctx context.Context, check func() error) error {
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for check() != nil {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// notifyReady tells systemd, where it waits for that.
+func notifyReady(log hclog.Logger) {
+	log.Info("ready")
+	if _, err := sd.SdNotify(false, sd.SdNotifyReady); err != nil {
+		log.Warn("could not notify systemd", "error", err)
+	}
+}
+
+// warnDurability says loudly what an existing NATS does not promise. The embedded server always syncs.
+func warnDurability(ctx context.Context, monitorURL string, log hclog.Logger) error {
+	d, err := bus.CheckDurability(ctx, monitorURL)
+	if err != nil {
+		return err
+	}
+	switch d {
+	case bus.Delayed:
+		log.Error("the bus acknowledges writes before they are on its disk: a power failure can lose acknowledged revocations; set jetstream { sync_interval: always } in nats-server.conf")
+	case bus.Unknown:
+		log.Warn("whether the bus syncs what it acknowledges is unknown; set bus.monitor_url so that it can be checked")
+	}
+	return nil
+}
