@@ -48,8 +48,6 @@ func Object(data []byte, known []string, fn func(name []byte, v Value) error) er
 	if len(data) > MaxLength {
 		return s.fail(ErrBounds)
 	}
-	var space [24]seen
-	s.names = space[:0]
 	s.skip()
 	if s.peek() != '{' {
 		return s.fail(ErrSyntax)
@@ -80,7 +78,7 @@ func (s *scanner) object(depth int, known []string, fn func(name []byte, v Value
 	if s.take('}') {
 		return nil
 	}
-	base, filter := len(s.names), uint64(0)
+	base, filter := s.open, uint64(0)
 	for {
 		name, err := s.name(base, &filter)
 		if err != nil {
@@ -100,7 +98,7 @@ func (s *scanner) object(depth int, known []string, fn func(name []byte, v Value
 		}
 		s.skip()
 		if s.take('}') {
-			s.names = s.names[:base]
+			s.open = base
 			return nil
 		}
 		if !s.take(',') {
@@ -125,17 +123,17 @@ func (s *scanner) name(base int, filter *uint64) ([]byte, error) {
 	h := hash(text)
 	bit := uint64(1) << (h & 63)
 	if *filter&bit != 0 {
-		for _, n := range s.names[base:] {
-			if n.hash == h && bytes.Equal(n.text, text) {
+		for i := base; i < s.open; i++ {
+			if n := s.nth(i); n.hash == h && bytes.Equal(n.text, text) {
 				return nil, &Error{Offset: at, Err: ErrDuplicate}
 			}
 		}
 	}
 	*filter |= bit
-	if len(s.names)-base >= MaxMembers {
+	if s.open-base >= MaxMembers {
 		return nil, &Error{Offset: at, Err: ErrBounds}
 	}
-	s.names = append(s.names, seen{hash: h, text: text})
+	s.push(seen{hash: h, text: text})
 	s.skip()
 	if !s.take(':') {
 		return nil, s.fail(ErrSyntax)

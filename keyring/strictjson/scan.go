@@ -6,9 +6,30 @@ import (
 
 // scanner is a place in a document that is being read.
 type scanner struct {
-	data  []byte
-	pos   int
-	names []seen // of the objects that are open, the innermost last
+	data []byte
+	pos  int
+
+	// The names of the objects that are open, the innermost last. The first lie in the scanner itself, and so on
+	// the stack; a slice of an array beside it would be moved to the heap.
+	open int
+	near [24]seen
+	far  []seen
+}
+
+func (s *scanner) nth(i int) *seen {
+	if i < len(s.near) {
+		return &s.near[i]
+	}
+	return &s.far[i-len(s.near)]
+}
+
+func (s *scanner) push(n seen) {
+	if s.open < len(s.near) {
+		s.near[s.open] = n
+	} else {
+		s.far = append(s.far[:s.open-len(s.near)], n)
+	}
+	s.open++
 }
 
 func (s *scanner) fail(kind error) error { return &Error{Offset: s.pos, Err: kind} }

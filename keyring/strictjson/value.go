@@ -109,8 +109,6 @@ func (v Value) Each(fn func(Value) error) error {
 	if v.kind != KindArray {
 		return s.fail(ErrSyntax)
 	}
-	var space [24]seen
-	s.names = space[:0]
 	return s.array(1, fn)
 }
 
