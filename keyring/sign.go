@@ -45,18 +45,3 @@ func (payloadClaims) GetNotBefore() (*jwt.NumericDate, error)      { return nil,
 func (payloadClaims) GetIssuer() (string, error)                   { return "", nil }
 func (payloadClaims) GetSubject() (string, error)                  { return "", nil }
 func (payloadClaims) GetAudience() (jwt.ClaimStrings, error)       { return nil, nil }
-
-// jwtClaims shows claims that have been read to golang-jwt's validator.
-type jwtClaims Claims
-
-func (c *jwtClaims) GetExpirationTime() (*jwt.NumericDate, error) { return jwtDate(c.ExpiresAt), nil }
-func (c *jwtClaims) GetIssuedAt() (*jwt.NumericDate, error)       { return jwtDate(c.IssuedAt), nil }
-func (c *jwtClaims) GetIssuer() (string, error)                   { return c.Issuer, nil }
-func (c *jwtClaims) GetSubject() (string, error)                  { return c.Subject, nil }
-func (c *jwtClaims) GetAudience() (jwt.ClaimStrings, error)       { return c.Audience, nil }
-
-// GetNotBefore: nbf is optional, and one of 0 is as none.
-func (c *jwtClaims) GetNotBefore() (*jwt.NumericDate, error) { return jwtDate(c.NotBefore), nil }
-
-// jwtDate keeps the fraction, which jwt.NewNumericDate would cut off.
-func jwtDate(n NumericDate) *jwt.NumericDate { return &jwt.NumericDate{Time: n.local()} }

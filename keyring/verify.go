@@ -4,10 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
-
-	"github.com/golang-jwt/jwt/v5"
 )
 
 // Token is a token whose signature is proven. That stays true for ever, so it may be cached; all the rest (time, issuer,
@@ -205,60 +202,4 @@ func (r *Ring) audienceOf(t *Token, want Expect) bool {
 		}
 	}
 	return false
-}
-
-// validator is golang-jwt's validator for one expectation, with a time that can be set: making one takes ten
-// allocations, and the expectation of a process hardly changes.
-type validator struct {
-	issuer    string
-	audiences []string
-	leeway    time.Duration
-	now       time.Time
-	jwt       *jwt.Validator
-}
-
-var validators = sync.Pool{New: func() any { return new(validator) }}
-
-// validate lets golang-jwt's validator judge.
-func (r *Ring) validate(t *Token, want Expect) error {
-	v := validators.Get().(*validator)
-	defer validators.Put(v)
-	audiences := want.Audiences
-	if len(audiences) == 0 {
-		audiences = r.audiences[:]
-	}
-	if v.jwt == nil || v.issuer != r.issuer || v.leeway != want.Leeway || !slices.Equal(v.audiences, audiences) {
-		v.build(r.issuer, audiences, want.Leeway)
-	}
-	v.now = want.Now
-	return v.jwt.Validate((*jwtClaims)(&t.Claims))
-}
-
-// build makes the validator, with every check that golang-jwt leaves out unless told:
-// exp must be there, iat must not lie ahead, iss and aud must be ours.
-func (v *validator) build(issuer string, audiences []string, leeway time.Duration) {
-	v.issuer, v.audiences, v.leeway = issuer, slices.Clone(audiences), leeway
-	v.jwt = jwt.NewValidator(
-		jwt.WithTimeFunc(func() time.Time { return v.now }),
-		jwt.WithLeeway(leeway),
-		jwt.WithExpirationRequired(),
-		jwt.WithIssuedAt(),
-		jwt.WithIssuer(issuer),
-		jwt.WithAudience(v.audiences...),
-	)
-}
-
-// reasonFor maps what golang-jwt's validator found, joined, to one reason. The order is Recheck's.
-func reasonFor(err error) Reason {
-	switch {
-	case errors.Is(err, jwt.ErrTokenInvalidIssuer):
-		return WrongIssuer
-	case errors.Is(err, jwt.ErrTokenInvalidAudience):
-		return WrongAudience
-	case errors.Is(err, jwt.ErrTokenExpired):
-		return Expired
-	case errors.Is(err, jwt.ErrTokenNotValidYet), errors.Is(err, jwt.ErrTokenUsedBeforeIssued):
-		return NotYetValid
-	}
-	return Malformed // a claim that is required is missing: the reader has let none pass
 }

@@ -163,6 +163,14 @@ func (s *scanner) digits() int {
 	return s.pos - start
 }
 
+// plain are the bytes that a string has most of: ASCII that is printable and neither the quote nor the backslash.
+var plain = func() (t [256]bool) {
+	for c := 0x20; c < utf8.RuneSelf; c++ {
+		t[c] = c != '"' && c != '\\'
+	}
+	return t
+}()
+
 // text reads a string whose quote is next. Escapes are judged here and decoded only when asked for.
 func (s *scanner) text() (Value, error) {
 	s.pos++
@@ -170,6 +178,9 @@ func (s *scanner) text() (Value, error) {
 	data := s.data
 	escaped, ascii := false, true
 	for i := start; i < len(data); i++ {
+		if plain[data[i]] {
+			continue
+		}
 		switch c := data[i]; {
 		case c == '"':
 			s.pos = i + 1
@@ -186,11 +197,11 @@ func (s *scanner) text() (Value, error) {
 			}
 			i += n - 1
 			escaped = true
-		case c < 0x20:
-			s.pos = i
-			return Value{}, s.fail(ErrSyntax)
 		case c >= utf8.RuneSelf:
 			ascii = false
+		default: // a control character
+			s.pos = i
+			return Value{}, s.fail(ErrSyntax)
 		}
 	}
 	s.pos = len(data)
