@@ -64,49 +64,66 @@ type proof struct {
 	//	{"active":true,"iss":…,…,"alg":"RS256","seq":
 	head []byte
 	// introspection is the answer of RFC 7662 where it is not just the claims behind
-	// {"active":true, : nil but for a token with a claim named active.
+	// {"active":true, : nil unless a claim may be named active.
 	introspection []byte
 }
 
-// shown are the claims that an answer has as members of its own, in this order.
-var shown = [...]string{"iss", "sub", "aud", "exp", "iat", "jti", "sid", "client_id", "scope", "token_type"}
-
-// newProof prepares the answers for a proven token. A claim goes into them as it was signed, in
-// the token's own spelling of its number, string or array.
+// newProof prepares the answers for a token that key has proven. The members of the answer are
+// written from the claims as they were read; "claims" itself is what was signed, byte for byte.
 func newProof(t *keyring.Token, key *keyring.Key, leeway time.Duration) (*proof, error) {
-	p := &proof{
-		token: t,
-		key:   key,
-		ids:   replica.Fingerprint(&t.Claims),
-		end:   end(t.Claims.ExpiresAt.Time(), leeway),
-	}
-	var values [len(shown)]strictjson.Value
-	named := false // a claim is called "active"
-	err := strictjson.Object(t.Claims.Raw, nil, func(name []byte, v strictjson.Value) error {
-		named = named || string(name) == "active"
-		for i := range shown {
-			if string(name) == shown[i] {
-				values[i] = v
-			}
+	c := &t.Claims
+	p := &proof{token: t, key: key, ids: replica.Fingerprint(c), end: end(c.ExpiresAt.Time(), leeway)}
+	var space [768]byte
+	b := append(space[:0], `{"active":true`...)
+	b = appendClaim(b, "iss", c.Issuer)
+	b = appendClaim(b, "sub", c.Subject)
+	b = appendAudience(b, c.Audience)
+	b = strconv.AppendFloat(append(b, `,"exp":`...), float64(c.ExpiresAt), 'f', -1, 64)
+	b = strconv.AppendFloat(append(b, `,"iat":`...), float64(c.IssuedAt), 'f', -1, 64)
+	b = appendClaim(b, "jti", c.ID)
+	b = appendClaim(b, "sid", c.SessionID)
+	b = appendClaim(b, "client_id", c.ClientID)
+	b = appendClaim(b, "scope", c.Scope)
+	b = appendClaim(b, "token_type", c.TokenType)
+	b = appendClaim(b, "kid", t.KeyID)
+	b = appendClaim(b, "alg", string(t.Alg))
+	p.head = bytes.Clone(append(b, `,"seq":`...))
+
+	// A claim may be called "active", in that spelling or with escapes; hardly any is.
+	if bytes.Contains(c.Raw, []byte(`"active"`)) || bytes.IndexByte(c.Raw, '\\') >= 0 {
+		var err error
+		if p.introspection, err = withoutActive(c.Raw); err != nil {
+			return nil, fmt.Errorf("reading proven claims: %w", err)
 		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reading proven claims: %w", err)
 	}
-	head := append(make([]byte, 0, 512), `{"active":true`...)
-	for i, v := range values {
-		if v.Kind() != 0 {
-			head = appendMember(head, shown[i], v)
+	return p, nil
+}
+
+// appendClaim appends ,"name":"value", or nothing for a claim that is absent.
+func appendClaim(b []byte, name, value string) []byte {
+	if value == "" {
+		return b
+	}
+	b = append(append(append(b, `,"`...), name...), `":`...)
+	return appendText(b, value)
+}
+
+// appendAudience appends aud, a string when there is one (RFC 7519 §4.1.3).
+func appendAudience(b []byte, aud []string) []byte {
+	switch len(aud) {
+	case 0:
+		return b
+	case 1:
+		return appendClaim(b, "aud", aud[0])
+	}
+	b = append(b, `,"aud":[`...)
+	for i, one := range aud {
+		if i > 0 {
+			b = append(b, ',')
 		}
+		b = appendText(b, one)
 	}
-	head = appendText(append(head, `,"kid":`...), t.KeyID)
-	head = appendText(append(head, `,"alg":`...), string(t.Alg))
-	p.head = bytes.Clone(append(head, `,"seq":`...))
-	if named {
-		p.introspection, err = withoutActive(t.Claims.Raw)
-	}
-	return p, err
+	return append(b, ']')
 }
 
 // withoutActive renders an introspection answer for claims that have one named "active": RFC 7662

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sidekey/sidekey/agent"
 	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/replica"
 	"github.com/sidekey/sidekey/keyring"
 	"github.com/sidekey/sidekey/keyring/keyringtest"
 )
@@ -206,6 +207,29 @@ func TestVerifyCachedDoesNotAllocate(t *testing.T) {
 	for _, q := range []agent.Query{{}, {Audience: keyringtest.Audience, Scope: "read write", AtLeastSeq: 1}} {
 		if got := testing.AllocsPerRun(100, func() { w.agent.Verify(token, q) }); got != 0 {
 			t.Errorf("Verify(cached, %+v): got %v allocations, want 0", q, got)
+		}
+	}
+}
+
+// forgetful has dropped the revocations of all tokens up to a time that the snapshot does not know yet.
+type forgetful struct {
+	*replica.Replica
+	until int64
+}
+
+func (f forgetful) Forgotten(exp int64) bool { return exp <= f.until }
+
+// TestForgottenIsExpired asks for a token whose revocation may just have been dropped (PROTOCOL 15).
+func TestForgottenIsExpired(t *testing.T) {
+	w := newWorld(t)
+	exp := time.Now().Add(time.Hour).Truncate(time.Second)
+	token := w.token(func(c *keyring.Claims) { c.ExpiresAt = keyring.At(exp) + 0.5 })
+	for until, want := range map[int64]keyring.Reason{exp.Unix() + 5: "", exp.Unix() + 6: keyring.Expired} { // the leeway is 5 s
+		w.build(forgetful{w.rep, until})
+		for range 2 {
+			if v := w.agent.Verify(token, agent.Query{}); v.Reason != want {
+				t.Errorf("exp %d, dropped until %d: got %d %q, want %q", exp.Unix(), until, v.Status, v.Reason, want)
+			}
 		}
 	}
 }

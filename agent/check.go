@@ -2,7 +2,6 @@ package agent
 
 import (
 	"errors"
-	"math"
 	"net/http"
 	"strings"
 	"time"
@@ -212,7 +211,7 @@ func (a *Agent) proveFirst(at *view, token, audience string) (*proof, error) {
 // end is the first second (NumericDate) at which the token is refused for its age, leeway included.
 func end(exp time.Time, leeway time.Duration) int64 {
 	t := exp.Add(leeway)
-	if t.Nanosecond() > 0 && t.Unix() < math.MaxInt64 {
+	if t.Nanosecond() > 0 {
 		return t.Unix() + 1
 	}
 	return t.Unix()

@@ -27,7 +27,7 @@ const (
 // Header fields and values that are written to most answers, in the form that fasthttp copies.
 var (
 	fieldCacheControl = []byte("Cache-Control")
-	fieldChallenge    = []byte("Www-Authenticate") // as fasthttp spells it; names have no case (RFC 9110 §5.1)
+	fieldChallenge    = []byte("WWW-Authenticate")
 	fieldRetryAfter   = []byte("Retry-After")
 	valueNoStore      = []byte("no-store")
 	typeJSON          = []byte("application/json")

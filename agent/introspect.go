@@ -20,7 +20,7 @@ var typeForm = []byte("application/x-www-form-urlencoded")
 // there is the caller's own and never the token asked about.
 func (a *Agent) introspect(ctx *fasthttp.RequestCtx) {
 	if !local(ctx) {
-		ctx.Response.Header.SetBytesKV(fieldChallenge, []byte(`Basic realm="`+a.cfg.Realm+`"`))
+		ctx.Response.Header.SetCanonical(fieldChallenge, []byte(`Basic realm="`+a.cfg.Realm+`"`))
 		writeOAuth(ctx, http.StatusUnauthorized, "invalid_client", "the caller must authenticate on this listener; use loopback or the unix socket")
 		return
 	}

@@ -28,7 +28,7 @@ func (a *Agent) simpleJWT(ctx *fasthttp.RequestCtx) {
 		ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, retryAfter)
 		writeDRF(ctx, v.Status, fmt.Sprintf(`{"detail":"Token cannot be verified now.","code":%q}`, v.Reason))
 	default:
-		ctx.Response.Header.SetBytesKV(fieldChallenge, []byte(`Bearer realm="api"`))
+		ctx.Response.Header.SetCanonical(fieldChallenge, []byte(`Bearer realm="api"`))
 		writeDRF(ctx, http.StatusUnauthorized, fmt.Sprintf(`{"detail":%q,"code":"token_not_valid"}`, simpleJWTDetail(v.Reason)))
 	}
 }

@@ -111,9 +111,9 @@ func (a *Agent) writeVerdict(ctx *fasthttp.RequestCtx, v *Verdict, scope string)
 		return
 	case http.StatusServiceUnavailable:
 		h.SetContentTypeBytes(typeProblem)
-		h.SetBytesKV(fieldRetryAfter, []byte(retryAfter))
+		h.SetCanonical(fieldRetryAfter, []byte(retryAfter))
 	case http.StatusUnauthorized, http.StatusForbidden:
-		h.SetBytesKV(fieldChallenge, a.appendChallenge(nil, v, scope))
+		h.SetCanonical(fieldChallenge, a.appendChallenge(nil, v, scope))
 	}
 	ctx.Response.SetBodyRaw(v.append(nil))
 }

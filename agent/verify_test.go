@@ -74,6 +74,36 @@ func checkAccepted(t *testing.T, w *world, got reply, token string) {
 	}
 }
 
+// TestAnswerSaysWhatWasSigned holds the members of an answer against the claims, for values of
+// every shape that a token may have.
+func TestAnswerSaysWhatWasSigned(t *testing.T) {
+	w := newWorld(t, func(c *agent.Config) { c.Audiences = []string{"b"} })
+	h := w.listen("unix")
+	for name, change := range map[string]func(c *keyring.Claims){
+		"two audiences": func(c *keyring.Claims) { c.Audience = []string{"a\"", "b"} },
+		"one audience":  func(c *keyring.Claims) { c.Audience = []string{"b"} },
+		"fractions": func(c *keyring.Claims) {
+			c.Audience, c.ExpiresAt, c.IssuedAt = []string{"b"}, c.ExpiresAt+0.25, c.IssuedAt-0.5
+		},
+		"odd texts": func(c *keyring.Claims) {
+			c.Audience, c.Subject, c.Scope, c.ID = []string{"b"}, "é\\\"\x7f\t\u2028", "<&>", "😀"
+		},
+		"little": func(c *keyring.Claims) {
+			c.Audience, c.SessionID, c.ClientID, c.Scope, c.TokenType = []string{"b"}, "", "", "", ""
+		},
+	} {
+		m := h.verify(w.token(change)).json(t)
+		claims, _ := m["claims"].(map[string]any)
+		for _, claim := range []string{"iss", "sub", "aud", "exp", "iat", "jti", "sid", "client_id", "scope", "token_type"} {
+			got, has := m[claim]
+			want, signed := claims[claim]
+			if has != signed || fmt.Sprint(got) != fmt.Sprint(want) {
+				t.Errorf("%s: member %s: got %v, want %v as in the claims", name, claim, got, want)
+			}
+		}
+	}
+}
+
 // refusal is one way for a token to be refused.
 type refusal struct {
 	name   string
