@@ -179,32 +179,33 @@ func (e claimError) Error() string {
 
 // claimsReader fills Claims from a payload.
 type claimsReader struct {
-	Claims
-	hasIss, hasExp, hasIat, hasJti bool
-	ring                           *Ring // whose strings are used again where they are equal
+	*Claims
+	hasIss, hasExp, hasIat bool
+	ring                   *Ring // whose strings are used again where they are equal
 }
 
-// readClaims reads a payload, which it keeps as Raw. iss, sub, exp, iat and jti must be there; aud may be absent
-// (which no expectation accepts). Numbers are bounded, so that no arithmetic on them can overflow.
-func readClaims(raw []byte, ring *Ring) (Claims, error) {
-	r := claimsReader{ring: ring}
+// readClaims reads a payload into c, which is empty, and keeps the payload as Raw. iss, sub, exp, iat and jti must be there;
+// aud may be absent (which no expectation accepts). Numbers are bounded, so that no arithmetic on them can overflow.
+// After an error c is of no use.
+func readClaims(c *Claims, raw []byte, ring *Ring) error {
+	r := claimsReader{Claims: c, ring: ring}
 	if err := strictjson.Object(raw, claimNames, r.claim); err != nil {
-		return Claims{}, err
+		return err
 	}
 	switch {
 	case !r.hasIss:
-		return Claims{}, claimError("iss")
-	case r.Subject == "":
-		return Claims{}, claimError("sub")
+		return claimError("iss")
+	case c.Subject == "":
+		return claimError("sub")
 	case !r.hasExp:
-		return Claims{}, claimError("exp")
+		return claimError("exp")
 	case !r.hasIat:
-		return Claims{}, claimError("iat")
-	case !r.hasJti || r.ID == "":
-		return Claims{}, claimError("jti")
+		return claimError("iat")
+	case c.ID == "":
+		return claimError("jti")
 	}
-	r.Raw = raw
-	return r.Claims, nil
+	c.Raw = raw
+	return nil
 }
 
 // claim takes one member of the payload.
@@ -228,7 +229,6 @@ func (r *claimsReader) claim(name []byte, v strictjson.Value) error {
 		r.hasIat = true
 	case "jti":
 		r.ID, ok = v.Text()
-		r.hasJti = true
 	case "sid":
 		r.SessionID, ok = v.Text()
 	case "session_seq":

@@ -79,7 +79,7 @@ func decode(text string) ([]byte, error) {
 	}
 	b, err := b64.DecodeString(text)
 	if err != nil {
-		return nil, errEncoding // the decoder's own error is an offset, but of its type CorruptInputError: keep ours
+		return nil, errEncoding
 	}
 	return b, nil
 }
@@ -87,8 +87,7 @@ func decode(text string) ([]byte, error) {
 // headerNames are the members of a header that mean something (RFC 7515 §4.1, RFC 7797 §3).
 var headerNames = []string{"alg", "kid", "typ", "crit", "b64", "jku", "jwk", "x5u", "x5c", "x5t", "cty", "enc", "zip"}
 
-// errTyp marks a header member of the wrong type.
-var errTyp = errors.New("alg, kid or typ is not a string")
+var errMember = errors.New("alg, kid or typ is not a string")
 
 // readHeader reads an encoded header. It refuses extensions (crit, b64): none is known here, and RFC 7515 §4.1.11 wants that.
 // It refuses keys brought along (jku, jwk, x5u, x5c): we never make them, and believing one is an attack as old as JWS.
@@ -115,7 +114,7 @@ func readHeader(encoded string) (Header, *Denial) {
 			return errors.New("its header brings its own key (jku, jwk, x5u, x5c)")
 		}
 		if !ok {
-			return errTyp
+			return errMember
 		}
 		return nil
 	})

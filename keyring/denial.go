@@ -6,7 +6,7 @@ import "errors"
 // [Reasons] has them all. The zero value is no reason, and is nowhere used for a refusal.
 type Reason string
 
-// The reasons, in the order in which a token meets them.
+// The reasons. Revoked, below, completes them.
 const (
 	Missing        Reason = "missing"         // there is no token
 	Malformed      Reason = "malformed"       // no compact JWS, header or claims as RFC 7515 and RFC 7519 want them, or too long

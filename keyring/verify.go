@@ -44,17 +44,17 @@ func (r *Ring) Prove(token string, typ TokenType) (*Token, error) {
 	if err != nil {
 		return nil, Deny(Malformed, rec.KeyID, err)
 	}
-	claims, err := readClaims(payload, r)
-	if err != nil {
+	t := &Token{KeyID: rec.KeyID, Alg: rec.Alg, Type: typ}
+	if err := readClaims(&t.Claims, payload, r); err != nil {
 		return nil, Deny(Malformed, rec.KeyID, fmt.Errorf("reading its claims: %w", err))
 	}
 	if err := rec.Key.verify(p.signed, sig); err != nil {
 		return nil, Deny(BadSignature, rec.KeyID, err)
 	}
-	if !typ.fits(claims.TokenType) {
+	if !typ.fits(t.Claims.TokenType) {
 		return nil, Deny(WrongType, rec.KeyID, errors.New("its token_type contradicts its typ"))
 	}
-	return &Token{KeyID: rec.KeyID, Alg: rec.Alg, Type: typ, Claims: claims}, nil
+	return t, nil
 }
 
 // keyOf returns the record of the key that may have signed a token of kind typ with this header, with its Key.

@@ -1,4 +1,3 @@
-// Package keyringtest has fixed keys and a maker of tokens, for tests. Its keys are public: nothing else may trust them.
 package keyringtest
 
 import (
