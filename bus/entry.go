@@ -183,12 +183,15 @@ const MaxID = 1024
 // Tick is an issuer's pulse, at least one a second: it shows every reader where the head is and
 // proves the entries before it.
 //
-//	{"time": 1767225600123, "issuer": "issuer-1", "head": 411, "chain": "base64 of 32 bytes"}
+//	{"time": 1767225600123, "issuer": "issuer-1", "run": "…", "applied": 411, "head": 411, "chain": "base64 of 32 bytes", "grants": "…"}
 type Tick struct {
-	Time   int64  `json:"time"`   // the issuer's wall clock, milliseconds since 1970
-	Issuer string `json:"issuer"` // its name
-	Head   uint64 `json:"head"`   // the sequence just before this tick
-	Chain  []byte `json:"chain"`  // the chain at head
+	Time    int64  `json:"time"`              // the issuer's wall clock, milliseconds since 1970
+	Issuer  string `json:"issuer"`            // its name
+	Run     string `json:"run,omitempty"`     // its process
+	Applied uint64 `json:"applied,omitempty"` // what its own verify path had applied: its acknowledgement
+	Head    uint64 `json:"head"`              // the sequence just before this tick
+	Chain   []byte `json:"chain"`             // the chain at head
+	Grants  []byte `json:"grants,omitempty"`  // SHA-256 of the list of leases that this tick answers; see lease.List
 }
 
 // Kind is KindTick.
@@ -200,6 +203,9 @@ func (t *Tick) At() time.Time { return time.UnixMilli(t.Time) }
 func (t *Tick) check() error {
 	if len(t.Chain) != sha256.Size || t.Time <= 0 {
 		return errors.New("a tick needs a time and a chain of 32 bytes")
+	}
+	if t.Grants != nil && len(t.Grants) != sha256.Size {
+		return errors.New("a tick names its grants by a hash of 32 bytes")
 	}
 	return nil
 }

@@ -1,0 +1,219 @@
+package lease
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sidekey/sidekey/bus"
+)
+
+// HolderConfig is who holds, and what it wants.
+type HolderConfig struct {
+	Agent  string
+	Length time.Duration // agent.max_staleness
+	Mode   Mode
+	Clock  Clock // nil: SystemClock
+	File   *File // nil: nothing outlives the process
+}
+
+// ErrGrant means that a grant is not an answer to a request of ours, or does not agree with the log
+// as we have it. It is passed over.
+var ErrGrant = errors.New("the grant is not for this run")
+
+// Holder is an agent's side of its lease. Any goroutine may ask Current; the others are called by
+// the one that talks to the bus and the one that follows the log.
+//
+// A lease counts from the moment before it was asked for, and only once everything up to its tick,
+// and up to the floor, is applied. The floor is the newest position ever acknowledged: who
+// restarts with older knowledge vouches for nothing before it is there again (PROTOCOL 1).
+type Holder struct {
+	cfg HolderConfig
+	cur atomic.Pointer[Lease]
+
+	mu      sync.Mutex
+	run     string
+	asked   []asked // outstanding requests, oldest first
+	waiting []Grant // answered, their tick not applied yet
+	begun   map[string]Reading
+	kept    *Lease // from an earlier process of this run, waiting for its position and the floor
+	floor   bus.Position
+	applied bus.Position
+}
+
+// asked is one request without an answer.
+type asked struct {
+	nonce []byte
+	at    Reading
+}
+
+// maxAsked bounds the requests whose answers are still believed.
+const maxAsked = 4
+
+// NewHolder makes a Holder without a lease, or, with a File that holds a valid one of an earlier
+// process of this boot, the same run with that lease, which counts once the floor is applied.
+func NewHolder(cfg HolderConfig) *Holder {
+	if cfg.Clock == nil {
+		cfg.Clock = SystemClock
+	}
+	h := &Holder{cfg: cfg, run: newRun(), begun: make(map[string]Reading)}
+	if cfg.File == nil {
+		return h
+	}
+	if kept, ok := cfg.File.read(); ok && kept.Agent == cfg.Agent {
+		l := &Lease{Begin: kept.Begin, Length: kept.Length, Mode: kept.Mode, Position: kept.Position}
+		if cfg.Mode != Serve {
+			l.Mode = Refuse // a stricter configuration counts at once, a laxer one with the next grant
+		}
+		if l.Vouches(cfg.Clock()) {
+			h.run, h.floor, h.kept = kept.Run, kept.Floor, l
+		}
+	}
+	return h
+}
+
+// newRun is a random id: it names one process, or those that share one lease file.
+func newRun() string {
+	b := make([]byte, 16)
+	rand.Read(b) // never fails
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// Run is the id under which leases and acknowledgements of this process go.
+func (h *Holder) Run() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.run
+}
+
+// Current is the lease in force, nil without one. Whether it still counts, ask Lease.Vouches; a request
+// takes it first and asks again last (PROTOCOL 2). One atomic load.
+func (h *Holder) Current() *Lease { return h.cur.Load() }
+
+// Ask makes the next request. It takes the time first: what is committed before it will be seen.
+func (h *Holder) Ask() Request {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	nonce := make([]byte, nonceSize)
+	rand.Read(nonce)
+	h.asked = append(h.asked, asked{nonce: nonce, at: h.cfg.Clock()})
+	if len(h.asked) > maxAsked {
+		h.asked = h.asked[1:]
+	}
+	return Request{Agent: h.cfg.Agent, Run: h.run, Nonce: nonce, Length: h.cfg.Length.Milliseconds(), Mode: h.cfg.Mode}
+}
+
+// Take takes a grant whose signature is proven. It comes into force when its tick is applied: see
+// Applied.
+func (h *Holder) Take(g Grant) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n := slices.IndexFunc(h.asked, func(a asked) bool { return bytes.Equal(a.nonce, g.Nonce) })
+	if n < 0 || g.Agent != h.cfg.Agent || g.Run != h.run {
+		return fmt.Errorf("%w: it answers no request of run %s", ErrGrant, h.run)
+	}
+	if g.Mode != h.cfg.Mode || g.Length <= 0 || g.Request.Check() != nil {
+		return fmt.Errorf("%w: %d ms in mode %q", ErrGrant, g.Length, g.Mode)
+	}
+	h.begun[string(g.Nonce)] = h.asked[n].at
+	h.asked = slices.Delete(h.asked, 0, n+1) // older ones are worth less
+	h.waiting = append(h.waiting, g)
+	return nil
+}
+
+// Applied says what is visible to the verify path now, and lets the leases that waited for it come
+// into force. chain gives the own chain at a sequence, if it is still known. Call it after every
+// step of the log and after every Take. An error names a grant whose chain is not ours: the log
+// that was signed is not the log that was read.
+func (h *Holder) Applied(at bus.Position, chain func(seq uint64) (bus.Chain, bool)) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.applied = at
+	if h.kept != nil && !at.Before(h.kept.Position) && !at.Before(h.floor) && at.Epoch == h.kept.Position.Epoch {
+		if h.kept.Vouches(h.cfg.Clock()) {
+			h.cur.Store(h.kept)
+		}
+		h.kept = nil
+	}
+	var err error
+	h.waiting = slices.DeleteFunc(h.waiting, func(g Grant) bool {
+		if at.Before(g.Position) || at.Before(h.floor) {
+			return at.Epoch != 0 && g.Epoch < at.Epoch // the log was begun anew since
+		}
+		begin := h.begun[string(g.Nonce)]
+		delete(h.begun, string(g.Nonce))
+		own, known := chain(g.Seq)
+		switch {
+		case g.Epoch != at.Epoch || !known:
+			return true // too late to judge: ask again
+		case own != g.Chain:
+			err = fmt.Errorf("%w: the chain at %d is not the signed one", bus.ErrRollback, g.Seq)
+			return true
+		}
+		h.hold(g, begin)
+		return true
+	})
+	return err
+}
+
+// hold puts a grant into force, if it lasts longer than the lease that is. h.mu is held.
+func (h *Holder) hold(g Grant, begin Reading) {
+	l := &Lease{
+		Begin: begin, Length: min(time.Duration(g.Length)*time.Millisecond, h.cfg.Length), Mode: g.Mode, Position: g.Position,
+	}
+	now := h.cfg.Clock()
+	if old := h.cur.Load(); old != nil && old.Left(now) > l.Left(now) {
+		return
+	}
+	h.cur.Store(l)
+	h.kept = nil
+	h.writeLocked() //nolint:errcheck // without it, a restart begins without a lease: nothing is promised
+}
+
+// Drop gives the lease up: the log was begun anew, and nothing is known of it yet.
+func (h *Holder) Drop() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.cur.Store(nil)
+	h.kept, h.waiting = nil, nil
+}
+
+// Floor writes down that a position is about to be acknowledged. Only after it returned without an
+// error may the acknowledgement leave (PROTOCOL 1).
+func (h *Holder) Floor(at bus.Position) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.floor.Before(at) {
+		return nil
+	}
+	h.floor = at
+	return h.writeLocked()
+}
+
+// AtFloor tells whether everything ever acknowledged by this run is applied again.
+func (h *Holder) AtFloor() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.applied.Before(h.floor)
+}
+
+func (h *Holder) writeLocked() error {
+	if h.cfg.File == nil {
+		return nil
+	}
+	rec := record{Agent: h.cfg.Agent, Run: h.run, Floor: h.floor}
+	l := h.cur.Load()
+	if l == nil {
+		l = h.kept
+	}
+	if l != nil {
+		rec.Begin, rec.Length, rec.Mode, rec.Position = l.Begin, l.Length, l.Mode, l.Position
+	}
+	return h.cfg.File.write(rec)
+}

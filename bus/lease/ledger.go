@@ -1,0 +1,329 @@
+package lease
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sidekey/sidekey/bus"
+)
+
+// Drift bounds the rates of two machines' clocks: a fence lasts longer than its lease by this part.
+const Drift = 0.01
+
+// pruneEvery is the time between two looks for leases that are over.
+const pruneEvery = time.Second
+
+// chains is how many positions' chains a Ledger remembers, to judge acknowledgements by.
+const chains = 8192
+
+// Holding is what a Ledger knows of one run: who may be vouching, and by which leases. It is part
+// of a checkpoint, so that an issuer which starts from one knows the leases granted behind it.
+type Holding struct {
+	Agent  string      `json:"agent"`
+	Run    string      `json:"run"`
+	Issuer bool        `json:"issuer,omitempty"` // an issuer, which verifies too
+	Grants []GrantedAt `json:"grants"`           // oldest first
+}
+
+// GrantedAt is one lease as the log records it.
+type GrantedAt struct {
+	bus.Position               // of the tick
+	Length       time.Duration `json:"length"`
+	Mode         Mode          `json:"mode"`
+}
+
+// run is a Holding with what this issuer itself has seen: when it read each grant, and what the run
+// acknowledged.
+type run struct {
+	agent, id string
+	issuer    bool
+	grants    []granted
+	acked     bus.Position
+	claimed   Ack // beyond what this issuer has read itself: judged when that is read
+}
+
+type granted struct {
+	GrantedAt
+	read Reading // when this issuer read it: no earlier than the holder asked
+}
+
+// over tells whether the lease has certainly ended.
+func (g granted) over(now Reading) bool {
+	return g.Mode != Serve && shortest(g.read, now) >= g.Length+time.Duration(float64(g.Length)*Drift)
+}
+
+// Ack is an acknowledgement whose signature is proven.
+type Ack struct {
+	Agent, Run string
+	At         bus.Position
+	Chain      bus.Chain
+}
+
+// Ledger is an issuer's account of who may be vouching: the leases as the log records them, and what
+// their holders have acknowledged (PROTOCOL 4). It goes by what the log says, never by a list of
+// agents. All methods may be called by any goroutine.
+type Ledger struct {
+	clock Clock
+
+	mu     sync.Mutex
+	runs   map[string]*run // by agent and run
+	claims map[string]*run // those that claim more than is read
+	pruned Reading
+	read   bus.Position // the log and its grants are taken in up to here
+	recent [chains]struct {
+		seq   uint64
+		chain bus.Chain
+	}
+	changed chan struct{}
+}
+
+// NewLedger makes an empty one; nil clock: SystemClock.
+func NewLedger(clock Clock) *Ledger {
+	if clock == nil {
+		clock = SystemClock
+	}
+	return &Ledger{clock: clock, runs: make(map[string]*run), claims: make(map[string]*run), changed: make(chan struct{})}
+}
+
+// Restore takes the holdings of a checkpoint in, as if they were granted now: when they were is
+// not known here any more (PROTOCOL 5).
+func (l *Ledger) Restore(at bus.Cursor, held []Holding) {
+	l.change(func(now Reading) {
+		for _, h := range held {
+			r := l.runLocked(h.Agent, h.Run)
+			r.issuer = h.Issuer
+			for _, g := range h.Grants {
+				r.grants = append(r.grants, granted{GrantedAt: g, read: now})
+			}
+		}
+		l.readLocked(at)
+	})
+}
+
+// Read takes one entry in, after those before it; grants is the list that it names, nil if it names
+// none. seen is when this issuer read the entry. An issuer's tick is a lease of its own, as long as
+// an issuer may sign and verify without another; and what it had applied then is acknowledged by it.
+func (l *Ledger) Read(en bus.Entry, grants []Request, seen Reading, issuerLease time.Duration) {
+	l.change(func(Reading) {
+		l.readLocked(en.Cursor())
+		for _, g := range grants {
+			r := l.runLocked(g.Agent, g.Run)
+			r.grants = append(r.grants, granted{GrantedAt{en.Position, time.Duration(g.Length) * time.Millisecond, g.Mode}, seen})
+		}
+		if t, ok := en.Fact.(*bus.Tick); ok && t.Run != "" {
+			r := l.runLocked(t.Issuer, t.Run)
+			r.issuer = true
+			r.grants = append(r.grants, granted{GrantedAt{en.Position, issuerLease, Refuse}, seen})
+			r.acked = latest(r.acked, bus.Position{Epoch: en.Epoch, Seq: t.Applied})
+		}
+		if shortest(l.pruned, seen) >= pruneEvery {
+			l.pruned = seen
+			l.pruneLocked()
+		}
+		l.settleClaimsLocked()
+	})
+}
+
+// Acknowledge takes an acknowledgement. It counts only if its chain is the log's: a run that was
+// shown another log has acknowledged nothing (PROTOCOL 10).
+func (l *Ledger) Acknowledge(a Ack) {
+	l.mu.Lock()
+	r := l.runs[key(a.Agent, a.Run)]
+	l.mu.Unlock()
+	if r == nil {
+		return // it holds no lease that is known here: nobody waits for it
+	}
+	l.change(func(Reading) {
+		if r.claimed.At.Before(a.At) {
+			r.claimed = a
+			l.claims[key(a.Agent, a.Run)] = r
+		}
+		l.settleClaimsLocked()
+	})
+}
+
+// Changed is closed at the next entry or acknowledgement that is taken in after the call.
+func (l *Ledger) Changed() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.changed
+}
+
+// ReadUpTo is the position up to which log and grants are taken in.
+func (l *Ledger) ReadUpTo() bus.Position {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.read
+}
+
+// Receipt says who is done with an entry. Names are agents', ordered; one with several runs is where
+// its slowest run is. The zero value settles nothing.
+type Receipt struct {
+	Applied []string // every run that may vouch has acknowledged it
+	Fenced  []string // the leases that could miss it have certainly ended
+	Pending []string // neither: it may still vouch without knowing it
+	Serving []string // of Pending, those that go on without a lease: only their acknowledgement settles them
+	// Next is the longest until the last of Pending is fenced, 0 if some never is by itself.
+	Next time.Duration
+}
+
+// Settled tells whether nobody who lacks the entry can be vouching.
+func (r *Receipt) Settled() bool { return r != nil && len(r.Pending) == 0 }
+
+// Receipt gives the receipt of the entry at a position, as it stands now; nil until log and grants
+// are read up to it. self is this issuer, which has read the entry itself.
+func (l *Ledger) Receipt(at bus.Position, self string) *Receipt {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.read.Before(at) {
+		return nil
+	}
+	now := l.clock()
+	places := make(map[string]int, len(l.runs)) // by agent: the worst of its runs
+	rec := new(Receipt)
+	var longestLeft time.Duration
+	never := false
+	for _, r := range l.runs {
+		if r.issuer && r.agent == self {
+			continue
+		}
+		place, left := r.place(at, now)
+		if place == placePending {
+			longestLeft = max(longestLeft, left)
+			never = never || left == 0
+			if left == 0 && !slices.Contains(rec.Serving, r.agent) {
+				rec.Serving = append(rec.Serving, r.agent)
+			}
+		}
+		places[r.agent] = max(places[r.agent], place)
+	}
+	for agent, place := range places {
+		switch place {
+		case placeApplied:
+			rec.Applied = append(rec.Applied, agent)
+		case placeFenced:
+			rec.Fenced = append(rec.Fenced, agent)
+		case placePending:
+			rec.Pending = append(rec.Pending, agent)
+		}
+	}
+	slices.Sort(rec.Applied)
+	slices.Sort(rec.Fenced)
+	slices.Sort(rec.Pending)
+	slices.Sort(rec.Serving)
+	if !never {
+		rec.Next = longestLeft
+	}
+	return rec
+}
+
+// The places of a run in a receipt, better ones first.
+const (
+	placeNone = iota // it holds no lease older than the entry
+	placeApplied
+	placeFenced
+	placePending
+)
+
+// place says where a run stands with the entry at a position, and, pending, how long until its
+// fence (0: it has none). Only leases granted before the entry matter: a later one implies it.
+func (r *run) place(at bus.Position, now Reading) (place int, left time.Duration) {
+	if !r.acked.Before(at) {
+		return placeApplied, 0
+	}
+	for _, g := range r.grants {
+		if !g.Position.Before(at) {
+			continue
+		}
+		if g.Mode == Serve {
+			return placePending, 0
+		}
+		if g.over(now) {
+			place = max(place, placeFenced)
+			continue
+		}
+		place = placePending
+		left = max(left, g.Length+time.Duration(float64(g.Length)*Drift)-shortest(g.read, now))
+	}
+	return place, left
+}
+
+// Holdings gives what is not certainly over, for a checkpoint.
+func (l *Ledger) Holdings() []Holding {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pruneLocked()
+	held := make([]Holding, 0, len(l.runs))
+	for _, r := range l.runs {
+		h := Holding{Agent: r.agent, Run: r.id, Issuer: r.issuer}
+		for _, g := range r.grants {
+			h.Grants = append(h.Grants, g.GrantedAt)
+		}
+		held = append(held, h)
+	}
+	slices.SortFunc(held, func(a, b Holding) int { return cmp.Or(cmp.Compare(a.Agent, b.Agent), cmp.Compare(a.Run, b.Run)) })
+	return held
+}
+
+func (l *Ledger) change(do func(now Reading)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	do(l.clock())
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+func key(agent, id string) string { return agent + "\x00" + id }
+
+func (l *Ledger) runLocked(agent, id string) *run {
+	r := l.runs[key(agent, id)]
+	if r == nil {
+		r = &run{agent: agent, id: id}
+		l.runs[key(agent, id)] = r
+	}
+	return r
+}
+
+func (l *Ledger) readLocked(at bus.Cursor) {
+	l.read = latest(l.read, at.Position)
+	slot := &l.recent[at.Seq%chains]
+	slot.seq, slot.chain = at.Seq, at.Chain
+}
+
+// pruneLocked forgets leases that are certainly over, but each run's newest, which says that the run
+// is fenced; and that one when it has been over for as long again.
+func (l *Ledger) pruneLocked() {
+	now := l.clock()
+	for k, r := range l.runs {
+		for len(r.grants) > 1 && r.grants[0].over(now) {
+			r.grants = r.grants[1:]
+		}
+		if n := len(r.grants); n == 1 && r.grants[0].over(now) && shortest(r.grants[0].read, now) > 2*r.grants[0].Length+time.Minute {
+			delete(l.runs, k)
+		}
+	}
+}
+
+// settleClaimsLocked judges the acknowledgements that this issuer can judge by now.
+func (l *Ledger) settleClaimsLocked() {
+	for k, r := range l.claims {
+		at := r.claimed.At
+		if l.read.Before(at) {
+			continue
+		}
+		delete(l.claims, k)
+		if slot := l.recent[at.Seq%chains]; at.Epoch == l.read.Epoch && slot.seq == at.Seq && slot.chain == r.claimed.Chain {
+			r.acked = latest(r.acked, at)
+		}
+		r.claimed = Ack{}
+	}
+}
+
+func latest(a, b bus.Position) bus.Position {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
