@@ -1,0 +1,348 @@
+package issuer
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// AdminHandler serves /admin/v1/ to who has the admin token. An empty token lets nobody in.
+func (i *Issuer) AdminHandler(token string) http.Handler {
+	want := sha256.Sum256([]byte(token))
+	open := i.adminRoutes()
+	return i.guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Both sides are hashed: the comparison takes the same time for every length and prefix.
+		got := sha256.Sum256([]byte(bearer(r)))
+		if subtle.ConstantTimeCompare(got[:], want[:]) != 1 || token == "" {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="sidekey admin"`)
+			i.audit.Warn("admin request without the admin token", "address", clientAddress(r))
+			problem(w, http.StatusUnauthorized, "give the admin token: Authorization: Bearer …, as <data_dir>/admin.token has it")
+			return
+		}
+		open.ServeHTTP(w, r)
+	}))
+}
+
+// LocalAdminHandler serves /admin/v1/ without asking for a token: for a unix socket, whose file
+// mode says who may connect, and for nothing else.
+func (i *Issuer) LocalAdminHandler() http.Handler { return i.guard(i.adminRoutes()) }
+
+func (i *Issuer) adminRoutes() http.Handler {
+	mux := http.NewServeMux()
+	routes := map[string]func(*http.Request) (int, any, error){
+		"GET /admin/v1/keys":                i.adminListKeys,
+		"POST /admin/v1/keys/rotate":        i.adminRotate,
+		"POST /admin/v1/keys/import":        i.adminImport,
+		"POST /admin/v1/keys/{kid}/revoke":  i.adminRevokeKey,
+		"POST /admin/v1/revocations":        i.adminRevoke,
+		"GET /admin/v1/revocations":         i.adminListRevocations,
+		"GET /admin/v1/revocations/{seq}":   i.adminReceipt,
+		"GET /admin/v1/agents":              i.adminListAgents,
+		"DELETE /admin/v1/agents/{name}":    i.adminRemoveAgent,
+		"GET /admin/v1/sessions":            i.adminListSessions,
+		"DELETE /admin/v1/sessions/{sid}":   i.adminEndSession,
+		"GET /admin/v1/users":               i.adminListUsers,
+		"POST /admin/v1/users":              i.adminAddUser,
+		"GET /admin/v1/users/{username}":    i.adminUser,
+		"PATCH /admin/v1/users/{username}":  i.adminChangeUser,
+		"DELETE /admin/v1/users/{username}": i.adminDeleteUser,
+	}
+	for pattern, serve := range routes {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			status, answer, err := serve(r)
+			switch {
+			case err != nil:
+				i.fail(w, r, err)
+			case answer == nil:
+				w.WriteHeader(status)
+			default:
+				writeJSON(w, status, answer)
+			}
+		})
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		// A path that is there for another method is 405, with what it is there for.
+		if allowed := allowedMethods(mux, r); allowed != "" {
+			w.Header().Set("Allow", allowed)
+			problem(w, http.StatusMethodNotAllowed, fmt.Sprintf("%s takes %s, not %s", r.URL.Path, allowed, r.Method))
+			return
+		}
+		notFound(w, r)
+	})
+	return mux
+}
+
+// allowedMethods tells for which methods a mux has a route of its own for the request's path.
+func allowedMethods(mux *http.ServeMux, r *http.Request) string {
+	allowed := ""
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodDelete} {
+		probe := &http.Request{Method: method, URL: r.URL, Host: r.Host}
+		if _, pattern := mux.Handler(probe); pattern != "/" && pattern != "" {
+			if allowed != "" {
+				allowed += ", "
+			}
+			allowed += method
+		}
+	}
+	return allowed
+}
+
+// keyAnswer is a key in the admin API.
+type keyAnswer struct {
+	KeyID       string        `json:"kid"`
+	Alg         keyring.Alg   `json:"alg"`
+	Bits        int           `json:"bits"`
+	State       keyring.State `json:"state"`
+	Created     int64         `json:"created"`
+	RetiredAt   int64         `json:"retired_at,omitempty"`
+	Seq         uint64        `json:"seq"`
+	Audience    string        `json:"aud,omitempty"`
+	ActivatesAt int64         `json:"activates_at,omitempty"`
+}
+
+func newKeyAnswer(k *KeyStatus) keyAnswer {
+	return keyAnswer{k.KeyID, k.Alg, k.Bits, k.State, k.Created.Unix(), numericDate(k.RetiredAt), k.Seq, k.Audience, numericDate(k.ActivatesAt)}
+}
+
+// numericDate gives NumericDate seconds, 0 for the zero time.
+func numericDate(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}
+
+// receiptAnswer is a Receipt with its elapsed time.
+type receiptAnswer struct {
+	Receipt
+	ElapsedMS int64 `json:"elapsed_ms"`
+}
+
+func (i *Issuer) adminListKeys(r *http.Request) (int, any, error) {
+	all, err := i.ListKeys(r.Context())
+	keys := make([]keyAnswer, len(all))
+	for at := range all {
+		keys[at] = newKeyAnswer(&all[at])
+	}
+	return http.StatusOK, map[string]any{"keys": keys}, err
+}
+
+// wait are the members that say what to wait for. This version waits for nothing but the log.
+type wait struct {
+	Wait    string `json:"wait"`
+	Timeout string `json:"timeout"`
+}
+
+func (w *wait) check() error {
+	if w.Wait != "" && w.Wait != "none" {
+		return &InputError{"wait", `must be "none": this version does not wait for the fleet`}
+	}
+	if w.Timeout != "" {
+		if d, err := time.ParseDuration(w.Timeout); err != nil || d < 0 {
+			return &InputError{"timeout", `must be a duration, such as "5s"`}
+		}
+	}
+	return nil
+}
+
+// keyStatus answers 200 when what was asked for is so, 202 while it waits.
+func keyStatus(k *KeyStatus, err error) (int, any, error) {
+	if err != nil {
+		return 0, nil, err
+	}
+	answer := struct {
+		keyAnswer
+		Confirmed bool     `json:"confirmed"`
+		Applied   []string `json:"applied"`
+		Fenced    []string `json:"fenced"`
+		Pending   []string `json:"pending"`
+	}{newKeyAnswer(k), false, append([]string{}, k.Applied...), []string{}, append([]string{}, k.Pending...)}
+	if k.Done {
+		return http.StatusOK, answer, nil
+	}
+	return http.StatusAccepted, answer, nil
+}
+
+func (i *Issuer) adminRotate(r *http.Request) (int, any, error) {
+	var in struct {
+		Alg          keyring.Alg `json:"alg"`
+		Bits         int         `json:"bits"`
+		PublishAhead *string     `json:"publish_ahead"`
+		Force        bool        `json:"force"`
+		Emergency    bool        `json:"emergency"`
+		wait
+	}
+	if err := readJSON(r, &in); err != nil {
+		return 0, nil, err
+	}
+	if err := in.check(); err != nil {
+		return 0, nil, err
+	}
+	if in.Force || in.Emergency {
+		return 0, nil, &InputError{"force, emergency", "is not in this version; revoke the key instead"}
+	}
+	rotation := Rotation{Alg: in.Alg, Bits: in.Bits}
+	if in.PublishAhead != nil {
+		d, err := time.ParseDuration(*in.PublishAhead)
+		if err != nil {
+			return 0, nil, &InputError{"publish_ahead", `must be a duration, such as "10m"`}
+		}
+		rotation.PublishAhead = &d
+	}
+	return keyStatus(i.Rotate(r.Context(), rotation))
+}
+
+func (i *Issuer) adminImport(r *http.Request) (int, any, error) {
+	var in struct {
+		PEM      string          `json:"pem"`
+		JWK      json.RawMessage `json:"jwk"`
+		Secret   string          `json:"secret"`
+		Alg      keyring.Alg     `json:"alg"`
+		Activate bool            `json:"activate"`
+		Accept   string          `json:"accept"`
+	}
+	if err := readJSON(r, &in); err != nil {
+		return 0, nil, err
+	}
+	if in.Accept != "" {
+		return 0, nil, &InputError{"accept", "is not in this version: an imported key verifies tokens of sidekey's own shape"}
+	}
+	return keyStatus(i.ImportKey(r.Context(), Import{PEM: in.PEM, JWK: in.JWK, Secret: in.Secret, Alg: in.Alg, Activate: in.Activate}))
+}
+
+func (i *Issuer) adminRevokeKey(r *http.Request) (int, any, error) {
+	var in struct{ wait }
+	if err := readJSON(r, &in); err != nil {
+		return 0, nil, err
+	}
+	if err := in.check(); err != nil {
+		return 0, nil, err
+	}
+	return keyStatus(i.RevokeKey(r.Context(), r.PathValue("kid")))
+}
+
+func (i *Issuer) adminRevoke(r *http.Request) (int, any, error) {
+	var in struct {
+		Target
+		wait
+	}
+	if err := readJSON(r, &in); err != nil {
+		return 0, nil, err
+	}
+	if err := in.wait.check(); err != nil {
+		return 0, nil, err
+	}
+	receipt, err := i.Revoke(r.Context(), in.Target)
+	if err != nil {
+		return 0, nil, err
+	}
+	return http.StatusOK, receiptAnswer{*receipt, receipt.Elapsed.Milliseconds()}, nil
+}
+
+func (i *Issuer) adminListRevocations(*http.Request) (int, any, error) {
+	type seen struct {
+		Seq uint64 `json:"seq"`
+		bus.Revocation
+	}
+	all := []seen{}
+	for _, s := range i.Feed.Recent() {
+		all = append(all, seen{s.Seq, s.Revocation})
+	}
+	return http.StatusOK, map[string]any{"revocations": all, "live": i.Replica.Revocations()}, nil
+}
+
+// adminReceipt gives a revocation's receipt as it now stands.
+func (i *Issuer) adminReceipt(r *http.Request) (int, any, error) {
+	seq, err := strconv.ParseUint(r.PathValue("seq"), 10, 64)
+	if err != nil {
+		return 0, nil, &InputError{"seq", "must be a sequence of the log"}
+	}
+	for _, s := range i.Feed.Recent() {
+		if s.Seq == seq {
+			pos := bus.Position{Epoch: i.Replica.Snapshot().Position.Epoch, Seq: seq}
+			receipt, err := i.receipt(r.Context(), pos)
+			return http.StatusOK, receiptAnswer{Receipt: receipt}, err
+		}
+	}
+	return 0, nil, fmt.Errorf("reading revocation %d: %w", seq, ErrNotFound)
+}
+
+func (i *Issuer) adminListAgents(r *http.Request) (int, any, error) {
+	agents, err := i.Fleet.Agents(r.Context())
+	if err != nil {
+		return 0, nil, unavailable("listing", "agents", err)
+	}
+	type agent struct {
+		Name       string `json:"name"`
+		Run        string `json:"run"`
+		Version    string `json:"version"`
+		Epoch      uint64 `json:"epoch"`
+		Seq        uint64 `json:"seq"`
+		Seen       int64  `json:"seen"`
+		Registered int64  `json:"registered"`
+	}
+	all := make([]agent, 0, len(agents))
+	for _, a := range agents {
+		all = append(all, agent{a.Name, a.Run, a.Version, a.Epoch, a.Seq, numericDate(a.Seen), numericDate(a.Registered)})
+	}
+	return http.StatusOK, map[string]any{"agents": all}, nil
+}
+
+func (i *Issuer) adminRemoveAgent(r *http.Request) (int, any, error) {
+	return http.StatusNoContent, nil, i.RemoveAgent(r.Context(), r.PathValue("name"))
+}
+
+func (i *Issuer) adminListSessions(r *http.Request) (int, any, error) {
+	all, err := i.ListSessions(r.Context(), r.URL.Query().Get("sub"))
+	return http.StatusOK, map[string]any{"sessions": all}, err
+}
+
+func (i *Issuer) adminEndSession(r *http.Request) (int, any, error) {
+	receipt, err := i.EndSession(r.Context(), r.PathValue("sid"), "ended by an administrator")
+	if err != nil {
+		return 0, nil, err
+	}
+	return http.StatusOK, receiptAnswer{*receipt, receipt.Elapsed.Milliseconds()}, nil
+}
+
+func (i *Issuer) adminListUsers(r *http.Request) (int, any, error) {
+	all, err := i.ListUsers(r.Context())
+	return http.StatusOK, map[string]any{"users": all}, err
+}
+
+func (i *Issuer) adminAddUser(r *http.Request) (int, any, error) {
+	var in NewUser
+	if err := readJSON(r, &in); err != nil {
+		return 0, nil, err
+	}
+	user, err := i.AddUser(r.Context(), in)
+	return http.StatusCreated, user, err
+}
+
+func (i *Issuer) adminUser(r *http.Request) (int, any, error) {
+	user, err := i.User(r.Context(), r.PathValue("username"))
+	return http.StatusOK, user, err
+}
+
+func (i *Issuer) adminChangeUser(r *http.Request) (int, any, error) {
+	var in UserChange
+	if err := readJSON(r, &in); err != nil {
+		return 0, nil, err
+	}
+	if in == (UserChange{}) {
+		return 0, nil, &bodyError{http.StatusBadRequest, "the body names nothing to change"}
+	}
+	user, err := i.ChangeUser(r.Context(), r.PathValue("username"), in)
+	return http.StatusOK, user, err
+}
+
+func (i *Issuer) adminDeleteUser(r *http.Request) (int, any, error) {
+	return http.StatusNoContent, nil, i.DeleteUser(r.Context(), r.PathValue("username"))
+}

@@ -1,0 +1,19 @@
+// Package issuer makes tokens: it proves users, keeps their sessions, owns the signing keys'
+// lifecycle, and appends to the log what every agent has to know.
+//
+// An [Issuer] stands on the bus through the small interfaces of its [Parts]: the log that it
+// writes, the replica in which it reads the log back, buckets of records that change by
+// compare-and-set only, and the fleet of agents. Any number of Issuers may share one bus; none of
+// them keeps state of its own.
+//
+//   - login.go, refresh.go, sessions.go: a login begins a session, a family of single-use refresh
+//     tokens (DESIGN.md §7). A record fixes ids and times of its newest tokens, so they can be made
+//     again byte for byte, and no token is stored.
+//   - revoke.go, sweep.go, feed.go: the log first, the record second; whoever reads the revocation
+//     of a session closes its record.
+//   - ring.go, rotate.go, private.go, refreshkeys.go, agents.go: announced, active, retiring,
+//     retired (DESIGN.md §6, PROTOCOL.md 16 to 18). Every step is one entry, written only if nobody
+//     has written about a key meanwhile.
+//   - users.go, password.go, limit.go: argon2id behind a short queue.
+//   - http.go, simplejwt.go, devices.go, admin.go: the routes of API.md §4, thin. They decide nothing.
+package issuer

@@ -1,0 +1,78 @@
+package issuer
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/sidekey/sidekey/bus"
+)
+
+// Bounds of a Feed.
+const (
+	feedQueue  = 8192 // revocations that wait for the issuer; beyond, the next sweep finds them
+	feedRecent = 1000 // revocations that GET /admin/v1/revocations shows
+)
+
+// SeenRevocation is a revocation and its place in the log.
+type SeenRevocation struct {
+	Seq uint64
+	bus.Revocation
+}
+
+// Feed tells an Issuer of the revocations that its replica reads: they close the sessions' records
+// (PROTOCOL 14), whoever appended them. Make it with NewFeed, give Note to the replica as its
+// Journal (or call it from there), and put it into Parts.
+type Feed struct {
+	mu     sync.Mutex
+	queue  []SeenRevocation
+	recent []SeenRevocation // the oldest first
+	last   uint64           // the newest sequence noted
+	wake   chan struct{}    // holds one token while there is something new
+}
+
+// NewFeed makes a Feed that has seen nothing.
+func NewFeed() *Feed { return &Feed{wake: make(chan struct{}, 1)} }
+
+// Note takes entries in. It never blocks and never fails; entries noted before are skipped.
+func (f *Feed) Note(entries []bus.Entry) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, en := range entries {
+		r, ok := en.Fact.(*bus.Revocation)
+		if !ok || en.Seq <= f.last {
+			continue
+		}
+		f.last = en.Seq
+		if len(f.queue) < feedQueue {
+			f.queue = append(f.queue, SeenRevocation{en.Seq, *r})
+		}
+		if f.recent = append(f.recent, SeenRevocation{en.Seq, *r}); len(f.recent) > 2*feedRecent {
+			f.recent = slices.Clone(f.recent[len(f.recent)-feedRecent:])
+		}
+	}
+	if len(f.queue) > 0 {
+		select {
+		case f.wake <- struct{}{}:
+		default:
+		}
+	}
+	return nil
+}
+
+// take empties the queue.
+func (f *Feed) take() []SeenRevocation {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	q := f.queue
+	f.queue = nil
+	return q
+}
+
+// Recent gives the newest revocations that were read since the process started, newest first.
+func (f *Feed) Recent() []SeenRevocation {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := slices.Clone(f.recent[max(0, len(f.recent)-feedRecent):])
+	slices.Reverse(all)
+	return all
+}

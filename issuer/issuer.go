@@ -1,0 +1,297 @@
+package issuer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/replica"
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// Log is where the issuer writes what every agent has to know.
+type Log interface {
+	// Append writes the facts in order and returns the position of the last, once it is durable.
+	// It retries inside and never writes one twice; after an error it may have been written.
+	Append(ctx context.Context, facts ...bus.Fact) (bus.Position, error)
+	// AppendIf writes the fact only if the newest entry of that kind is at sequence last (0: there
+	// is none), else it returns bus.ErrConflict: somebody else decided first.
+	AppendIf(ctx context.Context, kind bus.Kind, last uint64, fact bus.Fact) (bus.Position, error)
+}
+
+// Bucket holds state: one record a name, written by compare-and-set on its revision. A read may
+// come from a follower and be old, so a read alone never decides anything.
+type Bucket interface {
+	Get(ctx context.Context, name string) (bus.Record, error)                               // bus.ErrNotFound
+	Create(ctx context.Context, name string, value []byte) (uint64, error)                  // bus.ErrExists
+	Update(ctx context.Context, name string, value []byte, revision uint64) (uint64, error) // bus.ErrConflict
+	Delete(ctx context.Context, name string, revision uint64) error                         // bus.ErrConflict
+	List(ctx context.Context, filter string) ([]bus.Record, error)                          // "": all
+	Count(ctx context.Context, filter string) (int, error)
+}
+
+// Replica is what this issuer itself has read in the log. *replica.Replica is one.
+type Replica interface {
+	Snapshot() *replica.Snapshot
+	Revoked(ids *replica.IDs) bool
+	// Wait returns when everything up to seq is applied, or with ctx's error.
+	Wait(ctx context.Context, seq uint64) error
+	Changed() <-chan struct{}
+	Keys() []*bus.KeyFact
+	Revocations() int
+}
+
+// Fleet tells of the agents. An issuer asks it before a key may sign.
+type Fleet interface {
+	Agents(ctx context.Context) ([]bus.AgentInfo, error)
+	// Acknowledged parts the agents into those that have applied pos and those that have not.
+	Acknowledged(ctx context.Context, pos bus.Position) (applied, pending []string, err error)
+	Remove(ctx context.Context, name string) error // bus.ErrNotFound
+	// Changed is closed when an agent has acknowledged, come or gone.
+	Changed() <-chan struct{}
+}
+
+// Config is what the operator chooses. Zero values take the defaults of API.md §1, but for
+// MaxSessions, RotateEvery, PublishAhead, Leeway, RefreshGrace and LoginLimit, where zero means none.
+type Config struct {
+	URL           string // iss of every token
+	Audience      string // aud of tokens that ask for none; "": URL
+	DefaultClient string // client_id of username logins
+	UserIDClaim   string // Simple JWT's claim; "": user_id
+	Name          string // this issuer's, in its audit lines
+	Version       string
+
+	AccessLifetime  time.Duration
+	RefreshLifetime time.Duration
+	RefreshGrace    time.Duration // how long the first use of a refresh token may be repeated
+	MaxSessions     int           // per user; refuses a new one, never ends an old one
+
+	Alg          keyring.Alg
+	Bits         int
+	RotateEvery  time.Duration
+	PublishAhead time.Duration // how long a new key is in the JWKS before it signs
+	RotateWait   time.Duration // how long a rotation asked for waits for the agents; 0: 5 s
+	Leeway       time.Duration
+
+	OpsApart   bool // health and metrics have a listener of their own: OpsHandler
+	LoginLimit int  // attempts a minute for one user name, and ten times that for one address
+	Hash       Hash // the cost of a password; zero: DefaultHash
+}
+
+// Parts are what an Issuer works on. All but Clients, Feed, Logger, Registry, Fresh and Now are needed.
+type Parts struct {
+	Log     Log
+	Replica Replica
+	Fleet   Fleet
+
+	Users    Bucket // by user name
+	Subjects Bucket // by sub: whose it is
+	Sessions Bucket // by sub and sid
+	Clients  Bucket // kept for OAuth clients
+	Keys     Bucket // private keys, of the ring and of the refresh tokens
+
+	// Feed is told by the replica of each entry (replica.Config.Journal). Without it, sessions
+	// revoked by others are closed by the next sweep only.
+	Feed *Feed
+	// Fresh tells whether this issuer has read back a tick of its own begun within the last 5 s;
+	// one that has not signs nothing (PROTOCOL 17). nil: it always has, as where one process is
+	// issuer and bus.
+	Fresh    func() bool
+	Logger   hclog.Logger
+	Registry *prometheus.Registry
+	Now      func() time.Time
+}
+
+// Bounds on clocks and waiting, from DESIGN §3 and PROTOCOL 17.
+const (
+	clockSkew    = 30 * time.Second // the most that two issuers' clocks may differ
+	retireAfter  = 5 * time.Second  // an issuer that has not read a tick of its own for so long has stopped signing
+	maxAttempts  = 16               // compare-and-sets lost in a row before an operation gives up
+	applyTimeout = 5 * time.Second  // for this process to read back what it wrote
+)
+
+// The answers that a caller may have to tell apart. A token refused is a *keyring.Denial instead.
+var (
+	// ErrCredentials means that no active user has this name and password. It never tells which.
+	ErrCredentials = errors.New("no active account found with the given credentials")
+	// ErrNoAccount means that the token's user is gone or disabled.
+	ErrNoAccount = errors.New("no active account found for the given token")
+	// ErrTooManySessions means that the user has issuer.max_sessions live ones.
+	ErrTooManySessions = errors.New("too many sessions; end one of them first")
+	// ErrNotFound means that there is no such user, session, key or agent.
+	ErrNotFound = errors.New("not found")
+	// ErrExists means that the name or id is taken.
+	ErrExists = errors.New("it exists already")
+	// ErrUnavailable means that the issuer cannot decide now: it is starting, the bus is away, or
+	// others kept writing first. Trying again is harmless.
+	ErrUnavailable = errors.New("the issuer cannot answer now; try again")
+)
+
+// BusyError means that too much was asked at once. The zero RetryAfter never occurs.
+type BusyError struct {
+	Limited    bool // the caller's own limit (429), not the whole issuer's (503)
+	RetryAfter time.Duration
+}
+
+func (e *BusyError) Error() string {
+	if e.Limited {
+		return fmt.Sprintf("too many attempts; try again in %s", e.RetryAfter)
+	}
+	return fmt.Sprintf("too many logins at once; try again in %s", e.RetryAfter)
+}
+
+// InputError means that a request's member cannot be as it is. Problem is safe to show.
+type InputError struct{ Field, Problem string }
+
+func (e *InputError) Error() string { return fmt.Sprintf("%q %s", e.Field, e.Problem) }
+
+// Issuer makes tokens and writes what is to be known of them into the log. All its methods may
+// be called by many goroutines, and many Issuers may share one bus.
+type Issuer struct {
+	cfg Config
+	Parts
+	log     hclog.Logger // what happens
+	audit   hclog.Logger // who did what
+	now     func() time.Time
+	hash    *hasher
+	limits  *loginLimits
+	metrics *metrics
+	refresh refreshKeys
+	private privateKeys
+	turns   [256]sync.Mutex // by session: one refresh at a time in this process, so that only issuers compete
+}
+
+// New checks cfg and parts. It reads and writes nothing: Run does.
+func New(cfg Config, parts Parts) (*Issuer, error) {
+	cfg.setDefaults()
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("building the issuer: %w", err)
+	}
+	for name, missing := range map[string]bool{
+		"log": parts.Log == nil, "replica": parts.Replica == nil, "fleet": parts.Fleet == nil,
+		"users": parts.Users == nil, "subjects": parts.Subjects == nil, "sessions": parts.Sessions == nil,
+		"keys": parts.Keys == nil,
+	} {
+		if missing {
+			return nil, fmt.Errorf("building the issuer: part %q is missing", name)
+		}
+	}
+	if parts.Logger == nil {
+		parts.Logger = hclog.NewNullLogger()
+	}
+	if parts.Now == nil {
+		parts.Now = time.Now
+	}
+	if parts.Feed == nil {
+		parts.Feed = NewFeed()
+	}
+	if parts.Registry == nil {
+		parts.Registry = prometheus.NewRegistry()
+	}
+	i := &Issuer{cfg: cfg, Parts: parts, now: parts.Now, log: parts.Logger.Named("issuer"), audit: parts.Logger.Named("audit")}
+	if cfg.Name != "" {
+		i.audit = i.audit.With("issuer", cfg.Name)
+	}
+	i.metrics = newMetrics(parts.Registry, parts.Replica)
+	i.hash = newHasher(cfg.Hash, i.metrics.hashing)
+	i.limits = newLoginLimits(cfg.LoginLimit)
+	return i, nil
+}
+
+func (c *Config) setDefaults() {
+	if c.Audience == "" {
+		c.Audience = c.URL
+	}
+	if c.DefaultClient == "" {
+		c.DefaultClient = "sidekey"
+	}
+	if c.UserIDClaim == "" {
+		c.UserIDClaim = "user_id"
+	}
+	if c.AccessLifetime == 0 {
+		c.AccessLifetime = 15 * time.Minute
+	}
+	if c.RefreshLifetime == 0 {
+		c.RefreshLifetime = 168 * time.Hour
+	}
+	if c.Alg == "" {
+		c.Alg = keyring.RS256
+	}
+	if c.RotateWait == 0 {
+		c.RotateWait = 5 * time.Second
+	}
+	if c.Hash == (Hash{}) {
+		c.Hash = DefaultHash
+	}
+}
+
+func (c *Config) check() error {
+	switch {
+	case c.URL == "":
+		return errors.New(`"issuer.url" is empty: it is the "iss" of every token`)
+	case c.AccessLifetime < time.Second || c.RefreshLifetime < c.AccessLifetime:
+		return fmt.Errorf(`"issuer.access_lifetime" (%s) must be at least 1s and no longer than "issuer.refresh_lifetime" (%s)`, c.AccessLifetime, c.RefreshLifetime)
+	case c.RefreshGrace < 0, c.PublishAhead < 0, c.RotateEvery < 0, c.Leeway < 0, c.RotateWait < 0, c.MaxSessions < 0, c.LoginLimit < 0:
+		return errors.New("a duration or a count is negative")
+	}
+	if _, err := keyring.ParseAlg(string(c.Alg)); err != nil {
+		return fmt.Errorf(`"keys.alg": %w`, err)
+	}
+	return c.Hash.check()
+}
+
+// Run keeps the ring and the sessions in order until ctx ends: it makes the first key, rotates on
+// schedule, activates what the agents have acknowledged, closes the sessions that it reads are
+// revoked and drops the expired ones. It returns when all that has stopped. Call it once.
+func (i *Issuer) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { i.keepRing(ctx) })
+	wg.Go(func() { i.closeRevoked(ctx) })
+	wg.Go(func() { i.keepSwept(ctx) })
+	wg.Wait()
+	return ctx.Err()
+}
+
+// Ready tells whether this issuer can make tokens now; the error says what is missing.
+func (i *Issuer) Ready() error {
+	snap := i.Replica.Snapshot()
+	if !snap.Ready {
+		return fmt.Errorf("%w: the log has not been read yet", ErrUnavailable)
+	}
+	if _, ok := i.activeKey(snap.Ring); !ok {
+		return fmt.Errorf("%w: no key is active yet", ErrUnavailable)
+	}
+	if i.Fresh != nil && !i.Fresh() {
+		return fmt.Errorf("%w: no tick of this issuer's own was read back within %s", ErrUnavailable, retireAfter)
+	}
+	return nil
+}
+
+// settle waits until this issuer's own replica has applied pos, so that what it answers next
+// takes it into account. The entry is durable by then, whatever settle returns.
+func (i *Issuer) settle(ctx context.Context, pos bus.Position) error {
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	if err := i.Replica.Wait(ctx, pos.Seq); err != nil {
+		return fmt.Errorf("%w: entry %d is in the log, but not read back yet: %w", ErrUnavailable, pos.Seq, err)
+	}
+	return nil
+}
+
+// pause waits a little between two attempts, longer each time; false: ctx has ended.
+func pause(ctx context.Context, attempt int) bool {
+	t := time.NewTimer(jitter(time.Duration(min(attempt+1, 10)) * 5 * time.Millisecond))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,183 @@
+package issuer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/replica"
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// Credentials are what a login presents.
+type Credentials struct {
+	Username, Password string
+	Address            string // of the client, for its limit; "": none
+}
+
+// Login proves a password and begins a session. The errors are ErrCredentials, *BusyError,
+// ErrTooManySessions and ErrUnavailable. An unknown user costs what a wrong password costs.
+func (i *Issuer) Login(ctx context.Context, c Credentials) (*Tokens, error) {
+	tokens, err := i.login(ctx, c)
+	i.metrics.logins.WithLabelValues(outcome(err)).Inc()
+	return tokens, err
+}
+
+func (i *Issuer) login(ctx context.Context, c Credentials) (*Tokens, error) {
+	if err := i.limits.take(limitedName(c.Username), c.Address, i.now()); err != nil {
+		return nil, err
+	}
+	if err := i.Ready(); err != nil {
+		return nil, err
+	}
+	user, seq, err := i.authenticate(ctx, c)
+	if err != nil {
+		if errors.Is(err, ErrCredentials) {
+			// The name is not logged: people type passwords into that field.
+			i.audit.Warn("login refused", "address", c.Address)
+		}
+		return nil, err
+	}
+	return i.begin(ctx, user, seq)
+}
+
+// limitedName keeps names that no user can have from filling memory: they share one limit.
+func limitedName(username string) string {
+	if checkUsername(username) != nil {
+		return ""
+	}
+	return username
+}
+
+// authenticate gives the user whose password it is, and the sequence that this issuer had applied
+// before it read the record: a password changed since then cuts the session off.
+func (i *Issuer) authenticate(ctx context.Context, c Credentials) (*userRecord, uint64, error) {
+	for attempt := range maxAttempts {
+		seq := i.Replica.Snapshot().Position.Seq
+		rec, revision, err := i.user(ctx, c.Username)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return nil, 0, err
+		}
+		phc, password := "", c.Password
+		if rec != nil && len(password) <= maxPassword {
+			phc = rec.Password
+		} else {
+			password = ""
+		}
+		ok, stale, err := i.hash.verify(ctx, phc, password)
+		if err != nil {
+			return nil, 0, err
+		}
+		if !ok || rec.Disabled {
+			return nil, 0, ErrCredentials
+		}
+		err = i.refreshUser(ctx, rec, revision, password, stale)
+		switch {
+		case err == nil:
+			return rec, seq, nil
+		case !errors.Is(err, bus.ErrConflict):
+			return nil, 0, unavailable("reading user", c.Username, err)
+		case !pause(ctx, attempt):
+			return nil, 0, ctx.Err()
+		}
+	}
+	return nil, 0, unavailable("reading user", c.Username, bus.ErrConflict)
+}
+
+// refreshUser writes the record again if there is a reason to, else it does nothing. One reason
+// is a hash of yesterday's cost. The other is a cutoff of this user behind the record's seq: the
+// record may be an old copy, from before the password was changed or the user disabled, and only
+// a compare-and-set can tell. bus.ErrConflict: it was.
+func (i *Issuer) refreshUser(ctx context.Context, rec *userRecord, revision uint64, password string, stale bool) error {
+	ids := replica.Fingerprint(&keyring.Claims{Subject: rec.ID, SessionSeq: rec.Seq, HasSessionSeq: true})
+	behind := i.Replica.Revoked(&ids)
+	if !behind && !stale {
+		return nil
+	}
+	if stale {
+		phc, err := i.hash.make(ctx, password)
+		if err != nil {
+			return err
+		}
+		rec.Password = phc
+	}
+	rec.Seq = i.Replica.Snapshot().Position.Seq
+	_, err := i.Users.Update(ctx, bus.Name(rec.Username), encode(rec), revision)
+	return err
+}
+
+// begin writes the session's record, while the access token is being signed, and gives its first
+// tokens. Sessions begun at the same moment may exceed the limit by their number.
+func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64) (*Tokens, error) {
+	key, err := i.signer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	now := i.now()
+	rr, err := i.refreshRing(ctx, now.Add(-refreshKeyAge))
+	if err != nil {
+		return nil, err
+	}
+	s := &session{
+		ID: newUUID(), Subject: user.ID, Username: user.Username, ClientID: i.cfg.DefaultClient, Scope: user.Scope,
+		AuthTime: now.Unix(), Seq: seq, Created: now.Unix(),
+	}
+	s.rotate(rr.signing.ID(), now, &i.cfg)
+	signing := i.sign(key, rr, s, user)
+	if i.cfg.MaxSessions > 0 {
+		n, err := i.countLive(ctx, user.ID)
+		if err != nil {
+			return nil, err
+		}
+		if n >= i.cfg.MaxSessions {
+			i.audit.Warn("login refused: too many sessions", "sub", user.ID, "sessions", n)
+			return nil, ErrTooManySessions
+		}
+	}
+	// The sid is 74 random bits beside the time: a record of that name is our own, its
+	// acknowledgement having been lost.
+	if _, err := i.Sessions.Create(ctx, s.name(), encode(s)); err != nil && !errors.Is(err, bus.ErrExists) {
+		return nil, unavailable("beginning a session of", user.Username, err)
+	}
+	tokens, err := signing()
+	if err != nil {
+		return nil, fmt.Errorf("signing for session %q: %w", s.ID, err)
+	}
+	i.audit.Info("session began", "sub", s.Subject, "sid", s.ID, "jti", s.AccessID, "client_id", s.ClientID, "session_seq", s.Seq, "kid", key.ID())
+	return tokens, nil
+}
+
+// sign makes the session's current tokens in the background; the function returned waits for
+// them. They may be handed out only once the record is written.
+func (i *Issuer) sign(key *keyring.Key, rr *refreshRing, s *session, user *userRecord) func() (*Tokens, error) {
+	type result struct {
+		*Tokens
+		error
+	}
+	done := make(chan result, 1)
+	now := *s
+	go func() {
+		t, err := i.tokens(key, rr, &now, user)
+		done <- result{t, err}
+	}()
+	return func() (*Tokens, error) {
+		r := <-done
+		return r.Tokens, r.error
+	}
+}
+
+// tokens signs what the record says.
+func (i *Issuer) tokens(key *keyring.Key, rr *refreshRing, s *session, user *userRecord) (*Tokens, error) {
+	refresh, err := i.refreshToken(rr, s)
+	if err != nil {
+		return nil, err
+	}
+	granted := *s
+	granted.Scope = narrow(s.Scope, user.Scope)
+	access, err := i.accessToken(key, &granted, user.Roles)
+	if err != nil {
+		return nil, err
+	}
+	return &Tokens{Access: access, Refresh: refresh, SessionID: s.ID, ExpiresAt: unix(s.AccessExpires)}, nil
+}

@@ -1,0 +1,89 @@
+package issuer
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// metrics are the issuer's. No label ever holds what a client chose.
+type metrics struct {
+	logins, refreshes   *prometheus.CounterVec
+	reuses, revocations prometheus.Counter
+	hashing             prometheus.Histogram
+	requests            *prometheus.CounterVec
+}
+
+func newMetrics(reg *prometheus.Registry, replica Replica) *metrics {
+	m := &metrics{
+		logins:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_logins_total", Help: "Logins, by outcome."}, []string{"outcome"}),
+		refreshes:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_refreshes_total", Help: "Refreshes, by outcome."}, []string{"outcome"}),
+		reuses:      prometheus.NewCounter(prometheus.CounterOpts{Name: "sidekey_refresh_reuses_total", Help: "Sessions ended because a refresh token was used twice."}),
+		revocations: prometheus.NewCounter(prometheus.CounterOpts{Name: "sidekey_revocations_total", Help: "Revocations that this issuer appended to the log."}),
+		hashing: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "sidekey_password_hash_seconds", Help: "Time of one argon2id.",
+			Buckets: prometheus.ExponentialBuckets(0.01, 2, 9)}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_http_requests_total", Help: "Requests, by route and status."}, []string{"route", "status"}),
+	}
+	for _, o := range []string{"ok", "denied", "limited", "busy", "unavailable"} {
+		m.logins.WithLabelValues(o)
+		m.refreshes.WithLabelValues(o)
+	}
+	reg.MustRegister(m.logins, m.refreshes, m.reuses, m.revocations, m.hashing, m.requests,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_applied_seq", Help: "The log sequence that this issuer has applied."},
+			func() float64 { return float64(replica.Snapshot().Position.Seq) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_live_revocations", Help: "Revocations that matter still."},
+			func() float64 { return float64(replica.Revocations()) }))
+	return m
+}
+
+// outcome sorts the end of a login or refresh into the closed set of its label.
+func outcome(err error) string {
+	var busy *BusyError
+	var denied *keyring.Denial
+	switch {
+	case err == nil:
+		return "ok"
+	case errors.As(err, &busy) && busy.Limited, errors.Is(err, ErrTooManySessions):
+		return "limited"
+	case errors.As(err, &busy):
+		return "busy"
+	case errors.As(err, &denied), errors.Is(err, ErrCredentials), errors.Is(err, ErrNoAccount):
+		return "denied"
+	}
+	return "unavailable"
+}
+
+// statusWriter remembers the status for the metrics.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *statusWriter) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// Unwrap lets http.ResponseController find what lies below.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// count notes one answer. The route is a pattern of ours, never the path that a client sent.
+func (m *metrics) count(route string, status int) {
+	if route == "" {
+		route = "none"
+	}
+	m.requests.WithLabelValues(route, strconv.Itoa(status)).Inc()
+}

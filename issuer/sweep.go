@@ -1,0 +1,166 @@
+package issuer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// closeRevoked closes the records of the sessions that this issuer reads are revoked, whoever
+// revoked them, until ctx ends.
+func (i *Issuer) closeRevoked(ctx context.Context) {
+	for {
+		select {
+		case <-i.Feed.wake:
+		case <-ctx.Done():
+			return
+		}
+		for _, r := range i.Feed.take() {
+			if err := i.Replica.Wait(ctx, r.Seq); err != nil {
+				return
+			}
+			i.closeSeen(ctx, r)
+		}
+	}
+}
+
+// closeSeen closes what one revocation ends. What fails is left to the next sweep.
+func (i *Issuer) closeSeen(ctx context.Context, r SeenRevocation) {
+	switch {
+	case r.SessionID != "":
+		if err := i.closeByID(ctx, r.SessionID, r.Reason, r.ExpiresAt); err != nil && ctx.Err() == nil {
+			i.log.Warn("could not close a revoked session, the next sweep will", "sid", r.SessionID, "error", err)
+		}
+	case r.Subject != "":
+		i.closeCutOff(ctx, r)
+	}
+}
+
+// closeCutOff closes the sessions of a subject that began before the cutoff. The cutoff refuses
+// their tokens without that; closing spares every later read of them.
+func (i *Issuer) closeCutOff(ctx context.Context, r SeenRevocation) {
+	recs, _, err := i.listSessions(ctx, subjectSessions(r.Subject))
+	for _, s := range recs {
+		if s.Closed == 0 && s.Seq < r.Seq {
+			err = errors.Join(err, i.closeSession(ctx, s.Subject, s.ID, r.Reason, r.ExpiresAt))
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		i.log.Warn("could not close all sessions of a subject, the next sweep will", "sub", r.Subject, "error", err)
+	}
+}
+
+// closeFound closes a session that was found revoked by who asked for it.
+func (i *Issuer) closeFound(ctx context.Context, s *session) {
+	if s.Closed != 0 {
+		return
+	}
+	if err := i.closeSession(ctx, s.Subject, s.ID, "revoked", i.longest().Unix()); err != nil {
+		i.log.Warn("could not close a revoked session, the next sweep will", "sid", s.ID, "error", err)
+	}
+}
+
+// sweepPause is the time between two sweeps: short beside a revocation's life, since a session
+// whose revocation was missed must be closed before that is forgotten.
+func (i *Issuer) sweepPause() time.Duration {
+	return min(max(i.cfg.AccessLifetime/3, 10*time.Second), 5*time.Minute)
+}
+
+// keepSwept sweeps until ctx ends, by one issuer at a time.
+func (i *Issuer) keepSwept(ctx context.Context) {
+	for {
+		if i.Replica.Snapshot().Ready && i.takeSweep(ctx) {
+			if err := i.Sweep(ctx); err != nil && ctx.Err() == nil {
+				i.log.Warn("could not sweep the sessions, trying again later", "error", err)
+			}
+		}
+		t := time.NewTimer(jitter(i.sweepPause()))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return
+		}
+	}
+}
+
+// sweepRecord is who sweeps, in the bucket "keys" under bus.Name("sweep"): {"until":1767225900}.
+type sweepRecord struct {
+	Until int64 `json:"until"` // NumericDate: nobody else before that
+}
+
+// takeSweep claims the next sweep by compare-and-set; false: another issuer has it.
+func (i *Issuer) takeSweep(ctx context.Context) bool {
+	name, now := bus.Name("sweep"), i.now()
+	next := encode(sweepRecord{Until: now.Add(i.sweepPause() / 2).Unix()})
+	r, err := i.Keys.Get(ctx, name)
+	if errors.Is(err, bus.ErrNotFound) {
+		_, err = i.Keys.Create(ctx, name, next)
+		return err == nil
+	}
+	var held sweepRecord
+	if err != nil || json.Unmarshal(r.Value, &held) != nil || held.Until > now.Unix() {
+		return false
+	}
+	_, err = i.Keys.Update(ctx, name, next, r.Revision)
+	return err == nil
+}
+
+// Sweep drops the records of sessions that have expired, closes those that are revoked but open
+// (a crash came between the two), and drops the private halves of keys that have ended. Run calls
+// it; calling it more often is harmless.
+func (i *Issuer) Sweep(ctx context.Context) error {
+	recs, revisions, err := i.listSessions(ctx, "")
+	if err != nil {
+		return err
+	}
+	now, dropped, closed := i.now(), 0, 0
+	for at, s := range recs {
+		switch {
+		case max(s.Expires, s.AccessLast)+i.tail() < now.Unix():
+			// A conflict means that it was used or dropped meanwhile: the next sweep sees.
+			if i.Sessions.Delete(ctx, s.name(), revisions[at]) == nil {
+				dropped++
+			}
+		case s.Closed == 0 && i.revoked(s):
+			if err := i.closeSession(ctx, s.Subject, s.ID, "revoked", now.Unix()); err != nil {
+				return err
+			}
+			closed++
+		}
+	}
+	if dropped+closed > 0 {
+		i.log.Info("swept the sessions", "dropped", dropped, "closed", closed)
+	}
+	return i.dropPrivate(ctx)
+}
+
+// dropPrivate deletes the private halves of keys that are retired or revoked.
+func (i *Issuer) dropPrivate(ctx context.Context) error {
+	recs, err := i.Keys.List(ctx, bus.Filter("ring", bus.Any))
+	if err != nil {
+		return unavailable("listing", "private keys", err)
+	}
+	live := make(map[string]bool)
+	ring := i.Replica.Snapshot().Ring
+	for _, rec := range ring.Records() {
+		live[privateName(rec.KeyID)] = rec.State != keyring.Retired && rec.State != keyring.Revoked
+		if !live[privateName(rec.KeyID)] {
+			i.private.drop(rec.KeyID)
+		}
+	}
+	for _, r := range recs {
+		// One that is not in the ring is left alone: its announcement may not have been read here yet.
+		if is, known := live[r.Name]; is || !known {
+			continue
+		}
+		if err := i.Keys.Delete(ctx, r.Name, r.Revision); err == nil {
+			i.log.Info("dropped the private half of a key that has ended")
+		}
+	}
+	return nil
+}

@@ -1,0 +1,126 @@
+package issuer
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"fmt"
+	"time"
+
+	"github.com/sidekey/sidekey/bus/replica"
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// Tokens are what a login or a refresh gives.
+type Tokens struct {
+	Access, Refresh string
+	SessionID       string
+	ExpiresAt       time.Time // of the access token
+}
+
+// signer gives the key that signs now: the one that this issuer's own replica shows active, and
+// none before that has been read (PROTOCOL 16).
+func (i *Issuer) signer(ctx context.Context) (*keyring.Key, error) {
+	if err := i.Ready(); err != nil {
+		return nil, err
+	}
+	rec, ok := i.activeKey(i.Replica.Snapshot().Ring)
+	if !ok {
+		return nil, fmt.Errorf("%w: no key is active", ErrUnavailable)
+	}
+	k, err := i.privateKey(ctx, rec.KeyID)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if k.key == nil || !k.key.CanSign() {
+		return nil, fmt.Errorf("%w: the active key %q has no private half here", ErrUnavailable, rec.KeyID)
+	}
+	return k.key, nil
+}
+
+// activeKey gives the key that signs for the issuer's audience: the newest active one that is held.
+// After an activation the earlier key is active too, in the log, until its retirement is appended
+// (PROTOCOL 17): it signs nothing any more.
+func (i *Issuer) activeKey(ring *keyring.Ring) (*keyring.KeyRecord, bool) {
+	return ring.ActiveFor(i.cfg.Audience)
+}
+
+// accessToken signs the session's newest access token, whose jti and times the record has fixed.
+func (i *Issuer) accessToken(key *keyring.Key, s *session, roles []string) (string, error) {
+	c := i.claims(s)
+	c.Audience = []string{i.cfg.Audience}
+	c.ID, c.TokenType, c.Roles = s.AccessID, "access", roles
+	c.IssuedAt, c.NotBefore, c.ExpiresAt = keyring.NumericDate(s.AccessIssued), keyring.NumericDate(s.AccessIssued), keyring.NumericDate(s.AccessExpires)
+	return key.Sign(keyring.AccessToken, c)
+}
+
+// refreshToken signs the session's current refresh token. For one record it is the same, byte for
+// byte, whenever and wherever it is made.
+func (i *Issuer) refreshToken(rr *refreshRing, s *session) (string, error) {
+	key := rr.byID[s.KeyID]
+	if key == nil {
+		return "", fmt.Errorf("%w: refresh key %q is not held", ErrUnavailable, s.KeyID)
+	}
+	c := i.claims(s)
+	c.Audience = []string{i.cfg.URL} // only an issuer reads it
+	c.ID, c.TokenType, c.Gen = s.RefreshID, "refresh", s.Gen
+	c.IssuedAt, c.NotBefore, c.ExpiresAt = keyring.NumericDate(s.Issued), keyring.NumericDate(s.Issued), keyring.NumericDate(s.Expires)
+	return key.Sign(keyring.RefreshToken, c)
+}
+
+// claims are those that both kinds of a session's tokens share.
+func (i *Issuer) claims(s *session) keyring.Claims {
+	return keyring.Claims{
+		Issuer: i.cfg.URL, Subject: s.Subject, SessionID: s.ID, ClientID: s.ClientID, Scope: s.Scope,
+		AuthTime: keyring.NumericDate(s.AuthTime), SessionSeq: s.Seq, HasSessionSeq: true,
+		UserIDClaim: i.cfg.UserIDClaim, UserID: s.Subject,
+	}
+}
+
+// proveAccess reads an access token: signature, iss, aud and times, by this issuer's own ring,
+// then what is revoked. A *keyring.Denial says why not.
+func (i *Issuer) proveAccess(token string) (*keyring.Token, error) {
+	snap := i.Replica.Snapshot()
+	if !snap.Ready {
+		return nil, fmt.Errorf("%w: the log has not been read yet", ErrUnavailable)
+	}
+	t, err := snap.Ring.Verify(token, keyring.Expect{
+		Type: keyring.AccessToken, Audiences: []string{i.cfg.Audience}, Leeway: i.cfg.Leeway, Now: i.now(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	ids := replica.Fingerprint(&t.Claims)
+	if i.Replica.Revoked(&ids) {
+		return nil, keyring.Deny(keyring.Revoked, t.KeyID, nil)
+	}
+	return t, nil
+}
+
+// proveRefresh reads a refresh token: signature, iss and times. What has become of its session is
+// not asked here. A *keyring.Denial says why not.
+func (i *Issuer) proveRefresh(ctx context.Context, token string) (*keyring.Token, *refreshRing, error) {
+	now := i.now()
+	rr, err := i.refreshRing(ctx, time.Time{})
+	if err != nil {
+		return nil, nil, err
+	}
+	want := keyring.Expect{Type: keyring.RefreshToken, Audiences: []string{i.cfg.URL}, Leeway: i.cfg.Leeway, Now: now}
+	t, err := rr.ring.Verify(token, want)
+	if keyring.ReasonOf(err) != keyring.UnknownKey {
+		return t, rr, err
+	}
+	// Another issuer may have made a new key since: read the record again, a second apart at most.
+	if rr, err = i.refreshRing(ctx, now.Add(-time.Second)); err != nil {
+		return nil, nil, err
+	}
+	t, err = rr.ring.Verify(token, want)
+	return t, rr, err
+}
+
+// newID gives a jti: 128 random bits.
+func newID() string {
+	b := make([]byte, 16)
+	rand.Read(b) // never fails (crypto/rand, Go 1.24)
+	return base64.RawURLEncoding.EncodeToString(b)
+}
