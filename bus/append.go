@@ -64,7 +64,7 @@ type request struct {
 	only   bool   // AppendIf:
 	kind   Kind   // the newest entry of this kind
 	behind uint64 // may not lie behind this sequence
-	at     Position
+	at     Cursor
 	err    error
 	done   chan struct{}
 }
@@ -115,19 +115,30 @@ func (l *Log) Close() error {
 // that have to acknowledge them. It tries again until ctx ends; an entry is never written twice.
 // After an error of ctx the fate of the facts is unknown.
 func (l *Log) Append(ctx context.Context, facts ...Fact) (Position, error) {
-	return l.submit(&request{ctx: ctx, facts: facts})
+	at, err := l.submit(&request{ctx: ctx, facts: facts})
+	return at.Position, err
 }
 
 // AppendIf writes one fact if no entry of that kind lies behind sequence last; else it writes
 // nothing and returns ErrConflict. A decision taken from what the log said up to last stands.
 func (l *Log) AppendIf(ctx context.Context, kind Kind, last uint64, fact Fact) (Position, error) {
-	return l.submit(&request{ctx: ctx, facts: []Fact{fact}, only: true, kind: kind, behind: last})
+	at, err := l.submit(&request{ctx: ctx, facts: []Fact{fact}, only: true, kind: kind, behind: last})
+	return at.Position, err
 }
 
-// Tick appends a tick: the time, the head and the chain.
+// Tick appends a tick that says nothing but the time, the head and the chain.
 func (l *Log) Tick(ctx context.Context) (Position, error) {
+	at, err := l.AppendTick(ctx, Tick{})
+	return at.Position, err
+}
+
+// AppendTick appends a tick and returns where it stands. Issuer, time, head and chain are filled in
+// here, when the head is known; the rest is sent as it is given, also where it has to be sent again.
+// After an error the tick may stand in the log all the same: who waits for it must not be answered.
+func (l *Log) AppendTick(ctx context.Context, t Tick) (Cursor, error) {
 	begun := time.Now()
-	at, err := l.submit(&request{ctx: ctx, facts: []Fact{&Tick{Time: 1, Chain: make([]byte, len(Chain{}))}}})
+	t.Time, t.Chain = 1, make([]byte, len(Chain{}))
+	at, err := l.submit(&request{ctx: ctx, facts: []Fact{&t}})
 	if err != nil {
 		return at, err
 	}
@@ -168,27 +179,27 @@ func (l *Log) Pulse(ctx context.Context) {
 	}
 }
 
-func (l *Log) submit(req *request) (Position, error) {
+func (l *Log) submit(req *request) (Cursor, error) {
 	for _, f := range req.facts {
 		if _, err := Encode(f); err != nil {
-			return Position{}, err
+			return Cursor{}, err
 		}
 	}
 	req.done = make(chan struct{})
 	select {
 	case l.queue <- req:
 	case <-l.done:
-		return Position{}, errors.New("appending to the log: it is closed")
+		return Cursor{}, errors.New("appending to the log: it is closed")
 	case <-req.ctx.Done():
-		return Position{}, fmt.Errorf("appending to the log: %w", req.ctx.Err())
+		return Cursor{}, fmt.Errorf("appending to the log: %w", req.ctx.Err())
 	}
 	select {
 	case <-req.done:
 		return req.at, req.err
 	case <-req.ctx.Done():
-		return Position{}, fmt.Errorf("appending to the log: %w; whether the entry was stored is unknown", req.ctx.Err())
+		return Cursor{}, fmt.Errorf("appending to the log: %w; whether the entry was stored is unknown", req.ctx.Err())
 	case <-l.done:
-		return Position{}, errors.New("appending to the log: it was closed meanwhile; whether the entry was stored is unknown")
+		return Cursor{}, errors.New("appending to the log: it was closed meanwhile; whether the entry was stored is unknown")
 	}
 }
 
@@ -298,8 +309,10 @@ func (l *Log) publish(batch []*request) []*pending {
 
 // prepare makes the message of a fact behind a cursor. A tick takes its head and chain from there.
 func (l *Log) prepare(req *request, f Fact, behind Cursor) (*pending, error) {
-	if _, ok := f.(*Tick); ok {
-		f = &Tick{Time: l.cfg.Now().UnixMilli(), Issuer: l.cfg.Issuer, Head: behind.Seq, Chain: behind.Chain[:]}
+	if t, ok := f.(*Tick); ok {
+		filled := *t
+		filled.Time, filled.Issuer, filled.Head, filled.Chain = l.cfg.Now().UnixMilli(), l.cfg.Issuer, behind.Seq, behind.Chain[:]
+		f = &filled
 	}
 	body, err := Encode(f)
 	if err != nil {
@@ -337,8 +350,8 @@ func (l *Log) await(ctx context.Context, sent []*pending) {
 
 func (l *Log) stored(p *pending) {
 	p.stored = true
-	p.req.at = p.at
 	l.head = Cursor{Position: p.at, Chain: l.head.Chain.next(p.signed)}
+	p.req.at = l.head
 	l.last[kindOf(p.subject)] = p.at.Seq
 }
 
@@ -378,13 +391,14 @@ func (l *Log) catchUp(ctx context.Context, sent []*pending) error {
 		if err != nil {
 			return err
 		}
-		if _, err := rd.acceptBatch(batch); err != nil {
+		entries, err := rd.acceptBatch(batch)
+		if err != nil {
 			return err
 		}
-		for i := range batch {
-			l.last[kindOf(batch[i].subject)] = batch[i].at.Seq
+		for i := range entries {
+			l.last[entries[i].Fact.Kind()] = entries[i].Seq
 			if p := ours[(Chain{}).next(batch[i].signed)]; p != nil {
-				p.stored, p.req.at = true, p.at
+				p.stored, p.req.at = true, entries[i].Cursor()
 			}
 		}
 		l.head = rd.cursor

@@ -185,13 +185,14 @@ const MaxID = 1024
 //
 //	{"time": 1767225600123, "issuer": "issuer-1", "run": "…", "applied": 411, "head": 411, "chain": "base64 of 32 bytes", "grants": "…"}
 type Tick struct {
-	Time    int64  `json:"time"`              // the issuer's wall clock, milliseconds since 1970
-	Issuer  string `json:"issuer"`            // its name
-	Run     string `json:"run,omitempty"`     // its process
-	Applied uint64 `json:"applied,omitempty"` // what its own verify path had applied: its acknowledgement
-	Head    uint64 `json:"head"`              // the sequence just before this tick
-	Chain   []byte `json:"chain"`             // the chain at head
-	Grants  []byte `json:"grants,omitempty"`  // SHA-256 of the list of leases that this tick answers; see lease.List
+	Time    int64  `json:"time"`                 // the issuer's wall clock, milliseconds since 1970
+	Issuer  string `json:"issuer"`               // its name
+	Run     string `json:"run,omitempty"`        // its process
+	Applied uint64 `json:"applied,omitempty"`    // what its own verify path had applied: its acknowledgement
+	Head    uint64 `json:"head"`                 // the sequence just before this tick
+	Chain   []byte `json:"chain"`                // the chain at head
+	Grants  []byte `json:"grants,omitempty"`     // SHA-256 of the list of leases that this tick answers; see lease.List
+	ListSeq uint64 `json:"grants_seq,omitempty"` // where that list stands in the grants stream
 }
 
 // Kind is KindTick.

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"encoding/base64"
+	"fmt"
 	"strings"
 )
 
@@ -53,4 +54,14 @@ func Matches(filter, name string) bool {
 		}
 	}
 	return len(want) == len(have)
+}
+
+// decodePart is the reverse of encodePart.
+func decodePart(enc string) (string, error) {
+	text, ok := strings.CutPrefix(enc, "_")
+	part, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	if !ok || err != nil {
+		return "", fmt.Errorf("%q is no encoded name", enc)
+	}
+	return string(part), nil
 }

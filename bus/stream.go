@@ -24,8 +24,10 @@ func (c *Conn) ensureStreams(ctx context.Context, replicas int, now time.Time) (
 	if err != nil {
 		return 0, err
 	}
-	if _, err := c.ensureStream(ctx, c.checkpointStream(replicas)); err != nil {
-		return 0, err
+	for _, other := range []jetstream.StreamConfig{c.checkpointStream(replicas), c.grantsStream(replicas)} {
+		if _, err := c.ensureStream(ctx, other); err != nil {
+			return 0, err
+		}
 	}
 	epoch, err := strconv.ParseUint(made.Metadata[metaEpoch], 10, 64)
 	if err != nil || epoch == 0 {

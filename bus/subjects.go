@@ -14,6 +14,8 @@ const agentInbox = "_INBOX_AGENT"
 //	<prefix>.checkpoint.chunk.<id>  its image, in pieces
 //	<prefix>.register               an agent makes itself known; an issuer answers
 //	<prefix>.ack.<agent>            an agent has applied all up to a position
+//	<prefix>.lease.<agent>          an agent asks for a lease; an issuer answers
+//	<prefix>.grants                 which leases a tick answers, stream <prefix>_grants, for issuers
 //	<prefix>.status.<agent>         an agent tells how it is
 //	KV_<prefix>_<bucket>            a state bucket
 type subjects string
@@ -32,6 +34,9 @@ func (s subjects) chunk(id string) string     { return string(s) + ".checkpoint.
 func (s subjects) register() string           { return string(s) + ".register" }
 func (s subjects) ack(agent string) string    { return string(s) + ".ack." + agent }
 func (s subjects) status(agent string) string { return string(s) + ".status." + agent }
+func (s subjects) lease(agent string) string  { return string(s) + ".lease." + agent }
+func (s subjects) grants() string             { return string(s) + ".grants" }
+func (s subjects) grantsStream() string       { return string(s) + "_grants" }
 func (s subjects) logStream() string          { return string(s) + "_log" }
 func (s subjects) checkpointStream() string   { return string(s) + "_checkpoint" }
 func (s subjects) bucket(name string) string  { return string(s) + "_" + name }
