@@ -60,9 +60,10 @@ type agentProcess struct {
 // of this process, nil in an agent on its own.
 func openAgent(cfg Config, log hclog.Logger, embedded *bus.Server) (p *agentProcess, err error) {
 	p = &agentProcess{cfg: cfg, log: log, runID: randomToken()[:22]}
+	opened := p // a return sets p to nil before it is closed
 	defer func() {
 		if err != nil {
-			p.close()
+			opened.close()
 		}
 	}()
 	if err := p.openFiles(); err != nil {

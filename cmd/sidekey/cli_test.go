@@ -60,8 +60,8 @@ func TestCommandsCallTheAPI(t *testing.T) {
 			`POST /admin/v1/users T {"email":"b@x","password":"pw word","roles":["a","b"],"scope":"read","username":"bob"}`, "added user bob\n"},
 		{"users add bob --password @pw", "", `{}`,
 			`POST /admin/v1/users T {"email":"","password":"from-file","roles":[],"scope":"","username":"bob"}`, "added user bob\n"},
-		{"users list", "", `{"users":[{"username":"bob","sub":"u1","scope":"read","roles":["a","b"],"disabled":true}]}`,
-			`GET /admin/v1/users T`, "USER  SUB  SCOPE  ROLES  EMAIL  STATE\nbob   u1   read   a,b    -      disabled\n"},
+		{"users list", "", `{"users":[{"username":"bob","id":"u1","scope":"read","roles":["a","b"],"disabled":true}]}`,
+			`GET /admin/v1/users T`, "USER  ID  SCOPE  ROLES  EMAIL  STATE\nbob   u1  read   a,b    -      disabled\n"},
 		{"users passwd b/b --password x", "", ``, `PATCH /admin/v1/users/b%2Fb T {"password":"x"}`, "changed the password of b/b\n"},
 		{"users disable bob", "", `{}`, `PATCH /admin/v1/users/bob T {"disabled":true}`, "disabled user bob\n"},
 		{"users enable bob", "", `{}`, `PATCH /admin/v1/users/bob T {"disabled":false}`, "enabled user bob\n"},
@@ -70,8 +70,8 @@ func TestCommandsCallTheAPI(t *testing.T) {
 			`GET /admin/v1/keys T`, "KID  ALG    BITS  STATE   AUD  CREATED               RETIRED  SEQ\nk    RS256  2048  active  -    2026-01-01T00:00:00Z  -        3\n"},
 		{"keys rotate", "", `{"kid":"k","alg":"RS256","state":"active","seq":4}`, `POST /admin/v1/keys/rotate T {}`,
 			"key k (RS256) is active since entry 4\n"},
-		{"keys rotate --alg RS256 --bits 3072 --publish-ahead 0s --timeout 2s", "", `{"kid":"k","alg":"RS256","state":"active","seq":4}`,
-			`POST /admin/v1/keys/rotate T {"alg":"RS256","bits":3072,"publish_ahead":"0s","timeout":"2s"}`, "key k (RS256) is active since entry 4\n"},
+		{"keys rotate --alg RS256 --bits 3072 --publish-ahead 0s", "", `{"kid":"k","alg":"RS256","state":"active","seq":4}`,
+			`POST /admin/v1/keys/rotate T {"alg":"RS256","bits":3072,"publish_ahead":"0s"}`, "key k (RS256) is active since entry 4\n"},
 		{"keys import key.pem --activate", "", `{"kid":"k","alg":"RS256","state":"active","seq":4}`,
 			`POST /admin/v1/keys/import T {"activate":true,"pem":"-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----"}`,
 			"key k (RS256) is active since entry 4\n"},
@@ -86,9 +86,9 @@ func TestCommandsCallTheAPI(t *testing.T) {
 		{"revoke --sid s", "", `{"seq":7}`, `POST /admin/v1/revocations T {"sid":"s"}`, "revoked at entry 7\n"},
 		{"revoke --sub u", "", `{"seq":7}`, `POST /admin/v1/revocations T {"sub":"u"}`, "revoked at entry 7\n"},
 		{"revoke --client c", "", `{"seq":7}`, `POST /admin/v1/revocations T {"client_id":"c"}`, "revoked at entry 7\n"},
-		{"sessions list --sub a&b", "", `{"sessions":[{"sid":"s","sub":"a&b","client_id":"c","created":1767225600,"expires":1767225601,"closed":true}]}`,
+		{"sessions list --sub a&b", "", `{"sessions":[{"sid":"s","sub":"a&b","client_id":"c","created":1767225600,"expires":1767225601,"closed":1767225602}]}`,
 			`GET /admin/v1/sessions?sub=a%26b T`, "SID  SUB  CLIENT  CREATED               LAST USED  EXPIRES               STATE\n" +
-				"s    a&b  c       2026-01-01T00:00:00Z  -          2026-01-01T00:00:01Z  closed\n"},
+				"s    a&b  c       2026-01-01T00:00:00Z  -          2026-01-01T00:00:01Z  closed 2026-01-01T00:00:02Z\n"},
 		{"sessions revoke s", "", `{"seq":1}`, `DELETE /admin/v1/sessions/s T`, "revoked session s\n"},
 		{"agents list", "", `{"agents":[{"name":"\u001b[2J","version":"v1","epoch":1,"seq":2}]}`, `GET /admin/v1/agents T`,
 			"AGENT      VERSION  EPOCH  SEQ  SEEN  REGISTERED\n\"\\x1b[2J\"  v1       1      2    -     -\n"},
@@ -142,8 +142,8 @@ func TestTokenVerify(t *testing.T) {
 		{401, `{"active":false,"error":"invalid_token","reason":"revoked","error_description":"the token was revoked"}`,
 			"sidekey: token denied: revoked: the token was revoked\n"},
 		{403, `{"active":true,"error":"insufficient_scope"}`, "sidekey: token denied: insufficient_scope\n"},
-		{503, `{"title":"starting","detail":"the agent has not read the log yet"}`,
-			"sidekey: the agent at ADDR refused: the agent has not read the log yet (status 503)\n"},
+		{503, `{"title":"Service Unavailable","reason":"starting","detail":"the agent has not read the log yet"}`,
+			"sidekey: the agent at ADDR refused: starting: the agent has not read the log yet (status 503)\n"},
 	} {
 		addr, _ := api(t, test.status, test.body)
 		status, _, stderr := sidekey(t, "", nil, "token", "verify", "a.b.c", "--agent", addr, "--format", "table")
@@ -175,19 +175,22 @@ func TestTokenInspect(t *testing.T) {
 }
 
 func TestRotationThatWaits(t *testing.T) {
-	environ := func(body string) []string {
+	rotate := func(body string) (status int, stdout, stderr string) {
 		addr, _ := api(t, http.StatusAccepted, body)
-		return []string{"SIDEKEY_ADDR=" + addr, "SIDEKEY_TOKEN=T"}
+		return sidekey(t, "", []string{"SIDEKEY_ADDR=" + addr, "SIDEKEY_TOKEN=T"}, "keys", "rotate", "--format", "table")
 	}
-	status, stdout, stderr := sidekey(t, "", environ(`{"kid":"k","alg":"RS256","state":"announced","seq":4,"activates_at":1767225600}`),
-		"keys", "rotate", "--format", "table")
-	if want := "key k (RS256) is announced since entry 4, and signs from 2026-01-01T00:00:00Z\n"; status != exitDone || stdout != want {
+	status, stdout, stderr := rotate(`{"kid":"k","alg":"RS256","state":"announced","seq":4,"activates_at":4102444800,"pending":["a"]}`)
+	if want := "key k (RS256) is announced since entry 4, and signs from 2100-01-01T00:00:00Z\n"; status != exitDone || stdout != want {
 		t.Errorf("published ahead: got status %d, stdout %q, stderr %q, want %q", status, stdout, stderr, want)
 	}
-	status, _, stderr = sidekey(t, "", environ(`{"kid":"k","alg":"RS256","state":"announced","seq":4,"pending":["a","b"]}`), "keys", "rotate")
-	want := "sidekey: key k is announced and does not sign yet: a, b have not acknowledged it; it signs once all have it\n"
+	status, _, stderr = rotate(`{"kid":"k","alg":"RS256","state":"announced","seq":4,"activates_at":1767225600,"pending":["a","b"]}`)
+	want := "sidekey: key k is announced and waits for a, b to acknowledge it; start what is down, or take it out with `sidekey agents remove`\n"
 	if status != exitFailed || stderr != want {
 		t.Errorf("agents pending: got status %d, stderr %q, want 1, %q", status, stderr, want)
+	}
+	status, _, stderr = rotate(`{"kid":"k","alg":"RS256","state":"announced","seq":4}`)
+	if want := "sidekey: key k is announced and not yet what was asked for"; status != exitFailed || !strings.HasPrefix(stderr, want) {
+		t.Errorf("not done: got status %d, stderr %q, want 1, %q", status, stderr, want)
 	}
 }
 
@@ -308,7 +311,7 @@ func TestDaemonCommand(t *testing.T) {
 	var out, errs bytes.Buffer
 	a := &app{stdout: &out, stderr: &errs, environ: []string{"SIDEKEY_AGENT_NAME=one", "SIDEKEY_LOG_FORMAT=json"}, flags: map[string]string{}}
 	var got Config
-	cmd := a.daemonCommand(daemon{use: "dev", base: devConfig, keys: []string{"agent", "keys.bits"},
+	cmd := a.daemonCommand(daemonSpec{use: "dev", base: devConfig, keys: []string{"agent", "keys.bits"},
 		run: func(_ context.Context, cfg Config, log hclog.Logger) error {
 			got = cfg
 			log.Info("ready", "addr", cfg.Issuer.Listen)

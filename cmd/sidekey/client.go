@@ -72,15 +72,15 @@ func (a *app) adminClient() (*client, error) {
 	return c, nil
 }
 
-// publicClient reaches the issuer's public API: at SIDEKEY_ADDR, else at issuer.listen.
-func (a *app) publicClient() (*client, error) {
+// publicClient reaches the issuer's public API: at SIDEKEY_ADDR, else at the address that listen picks.
+func (a *app) publicClient(listen func(IssuerConfig) string) (*client, error) {
 	cfg, err := a.config(defaultConfig())
 	if err != nil {
 		return nil, err
 	}
 	addr := lookupEnv(a.environ, envAddr)
 	if addr == "" {
-		addr = dialAddress(cfg.Issuer.Listen)
+		addr = dialAddress(listen(cfg.Issuer))
 	}
 	return newIssuerClient(addr)
 }
@@ -232,6 +232,7 @@ func (c *client) unreachable(err error) error {
 func (c *client) refused(r reply) error {
 	var p struct {
 		Title       string `json:"title"`
+		Reason      string `json:"reason"` // API.md §3's word
 		Detail      any    `json:"detail"`
 		Description string `json:"error_description"`
 	}
@@ -246,6 +247,9 @@ func (c *client) refused(r reply) error {
 	}
 	if text == "" {
 		text = http.StatusText(r.status)
+	}
+	if p.Reason != "" {
+		text = p.Reason + ": " + text
 	}
 	if !printable(text) {
 		text = fmt.Sprintf("%q", text)

@@ -149,7 +149,7 @@ func TestConfigErrors(t *testing.T) {
 		{"[agent]\nlisten = \"unix:a\"", `c.toml:2: agent.listen: want unix: and an absolute path, got "unix:a"`},
 		{"[agent]\nname = \"a b\"", `c.toml:2: agent.name: want up to 63 letters, digits, dots, dashes and underscores, got "a b"`},
 		{"[agent]\ncache_size = 0", `c.toml:2: agent.cache_size: want 1 to 10000000, got 0`},
-		{"[agent]\nrealm = \"a\\\"b\"", `c.toml:2: agent.realm: want text without quotes, backslashes and control characters, got "a\"b"`},
+		{"[agent]\nrealm = \"a\\\"b\"", `c.toml:2: agent.realm: want ASCII text without quotes, backslashes and control characters, got "a\"b"`},
 		{"[agent]\naudiences = [\"\"]", `c.toml:2: agent.audiences: want texts without control characters, got [""]`},
 		{"[keys]\nalg = \"none\"", `c.toml:2: keys.alg: want RS256, HS256, ES256 or EdDSA, got "none"`},
 		{"[keys]\nbits = 1024", `c.toml:2: keys.bits: want 2048, 3072 or 4096, got 1024`},

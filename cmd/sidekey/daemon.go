@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
@@ -28,7 +29,11 @@ func (a *app) daemonCommand(d daemonSpec) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return d.run(cmd.Context(), cfg, newLogger(cfg, a.stderr))
+			err = d.run(cmd.Context(), cfg, newLogger(cfg, a.stderr))
+			if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
+				return nil // it was told to stop, and did
+			}
+			return err
 		},
 	}
 	a.addKeyFlags(cmd.Flags(), append([]string{"log_level", "log_format"}, d.keys...)...)

@@ -73,9 +73,10 @@ type issuerProcess struct {
 // openIssuer opens everything, and fails before anything runs where one part cannot be had.
 func openIssuer(ctx context.Context, cfg Config, log hclog.Logger) (p *issuerProcess, err error) {
 	p = &issuerProcess{cfg: cfg, log: log, buckets: map[string]*bus.Bucket{}}
+	opened := p // a return sets p to nil before it is closed
 	defer func() {
 		if err != nil {
-			p.close()
+			opened.close()
 		}
 	}()
 	sctx, cancel := context.WithTimeout(ctx, startWithin)
@@ -248,7 +249,7 @@ func (p *issuerProcess) issuerConfig() issuer.Config {
 		Name: p.cfg.Agent.Name, Version: version(),
 		AccessLifetime: c.AccessLifetime, RefreshLifetime: c.RefreshLifetime, RefreshGrace: c.RefreshGrace, MaxSessions: c.MaxSessions,
 		Alg: keyring.Alg(k.Alg), Bits: k.Bits, RotateEvery: k.RotateEvery, PublishAhead: k.PublishAhead,
-		Leeway: p.cfg.Agent.Leeway, LoginLimit: p.cfg.loginLimit,
+		Leeway: p.cfg.Agent.Leeway, LoginLimit: p.cfg.loginLimit, OpsApart: c.OpsListen != c.Listen,
 	}
 }
 
@@ -285,7 +286,7 @@ func (p *issuerProcess) listeners() []handled {
 	if p.admin != nil {
 		// The socket lets in only those whom the file system lets in: this user, and root.
 		if _, unix := p.admin.(*net.UnixListener); unix {
-			admin = p.issuer.AdminHandler("")
+			admin = p.issuer.LocalAdminHandler()
 		}
 		all = append(all, handled{p.admin, admin})
 	} else {

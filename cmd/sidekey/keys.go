@@ -57,14 +57,13 @@ type keyAnswer struct {
 	Pending     []string `json:"pending"`
 }
 
-// changeKey posts to the ring's API and says in one line what became of the key. A key that waits for agents (202
-// with some pending and no later time named) is no success yet: it signs once they have it.
-func (a *app) changeKey(cmd *cobra.Command, path string, body map[string]any, limit time.Duration) error {
+// changeKey posts to the ring's API and says in one line what became of the key. A key that only waits to have been
+// published long enough is a success; one that waits for agents is none yet.
+func (a *app) changeKey(cmd *cobra.Command, path string, body map[string]any) error {
 	c, err := a.adminClient()
 	if err != nil {
 		return err
 	}
-	c.limit += limit
 	r, err := c.call(cmd.Context(), http.MethodPost, path, body)
 	if err != nil {
 		return err
@@ -73,32 +72,28 @@ func (a *app) changeKey(cmd *cobra.Command, path string, body map[string]any, li
 	if err := r.decode(&k); err != nil {
 		return err
 	}
+	ahead := r.status == http.StatusAccepted && k.ActivatesAt > float64(time.Now().Unix())
 	err = a.answer(r.body, func(w *tabwriter.Writer) {
 		line := fmt.Sprintf("key %s (%s) is %s since entry %d", k.KeyID, k.Alg, k.State, k.Seq)
-		if k.ActivatesAt != 0 && r.status == http.StatusAccepted {
+		if ahead {
 			line += ", and signs from " + when(k.ActivatesAt)
 		}
 		row(w, line)
 	})
-	if err == nil && r.status == http.StatusAccepted && len(k.Pending) > 0 {
-		err = fmt.Errorf("key %s is %s and does not sign yet: %s %s; it signs once all have it",
-			k.KeyID, k.State, strings.Join(k.Pending, ", "), has(len(k.Pending), "has not acknowledged it", "have not acknowledged it"))
+	if err != nil || r.status != http.StatusAccepted || ahead {
+		return err
 	}
-	return err
-}
-
-// has chooses between one and many.
-func has(n int, one, many string) string {
-	if n == 1 {
-		return one
+	if len(k.Pending) == 0 {
+		return fmt.Errorf("key %s is %s and not yet what was asked for; `sidekey keys list` shows when it is", k.KeyID, k.State)
 	}
-	return many
+	return fmt.Errorf("key %s is %s and waits for %s to acknowledge it; start what is down, or take it out with `sidekey agents remove`",
+		k.KeyID, k.State, strings.Join(k.Pending, ", "))
 }
 
 func (a *app) keysRotateCommand() *cobra.Command {
 	var alg string
 	var bits int
-	var ahead, timeout time.Duration
+	var ahead time.Duration
 	cmd := &cobra.Command{
 		Use:   "rotate",
 		Short: "Announce a new key, and sign with it once every agent holds it",
@@ -115,16 +110,12 @@ func (a *app) keysRotateCommand() *cobra.Command {
 			if flags.Changed("publish-ahead") {
 				body["publish_ahead"] = ahead.String()
 			}
-			if flags.Changed("timeout") {
-				body["timeout"] = timeout.String()
-			}
-			return a.changeKey(cmd, "/admin/v1/keys/rotate", body, timeout)
+			return a.changeKey(cmd, "/admin/v1/keys/rotate", body)
 		},
 	}
 	cmd.Flags().StringVar(&alg, "alg", "", "algorithm of the new key, and of the ring from then on (default the ring's)")
 	cmd.Flags().IntVar(&bits, "bits", 0, "size of an RSA key (default keys.bits)")
 	cmd.Flags().DurationVar(&ahead, "publish-ahead", 0, "how long it is announced first (default keys.publish_ahead)")
-	cmd.Flags().DurationVar(&timeout, "timeout", 0, "how long to wait for the agents")
 	return a.addFormat(cmd)
 }
 
@@ -150,7 +141,7 @@ func (a *app) keysImportCommand() *cobra.Command {
 			if activate {
 				body["activate"] = true
 			}
-			return a.changeKey(cmd, "/admin/v1/keys/import", body, 0)
+			return a.changeKey(cmd, "/admin/v1/keys/import", body)
 		},
 	}
 	cmd.Flags().StringVar(&alg, "alg", "", "algorithm of the key (default what its kind says)")
@@ -212,7 +203,7 @@ func (a *app) keysRevokeCommand() *cobra.Command {
 		Short: "Refuse every token of a key, everywhere; an active key is replaced first",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.changeKey(cmd, "/admin/v1/keys/"+url.PathEscape(args[0])+"/revoke", map[string]any{}, 0)
+			return a.changeKey(cmd, "/admin/v1/keys/"+url.PathEscape(args[0])+"/revoke", map[string]any{})
 		},
 	})
 }

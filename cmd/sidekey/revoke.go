@@ -91,15 +91,15 @@ func (a *app) sessionsCommand() *cobra.Command {
 					Created   float64 `json:"created"`
 					LastUsed  float64 `json:"last_used"`
 					Expires   float64 `json:"expires"`
-					Closed    bool    `json:"closed"`
+					Closed    float64 `json:"closed"` // 0: open
 				} `json:"sessions"`
 			}
 			return a.list(cmd, path, &answer, func(w *tabwriter.Writer) {
 				row(w, "SID", "SUB", "CLIENT", "CREATED", "LAST USED", "EXPIRES", "STATE")
 				for _, s := range answer.Sessions {
 					state := "open"
-					if s.Closed {
-						state = "closed"
+					if s.Closed != 0 {
+						state = "closed " + when(s.Closed)
 					}
 					row(w, s.SessionID, s.Subject, s.ClientID, when(s.Created), when(s.LastUsed), when(s.Expires), state)
 				}

@@ -57,7 +57,7 @@ func (a *app) readStatus(ctx context.Context, agent string) (*status, error) {
 	if err != nil {
 		return nil, err
 	}
-	pc, err := a.publicClient()
+	health, err := a.publicClient(func(c IssuerConfig) string { return c.OpsListen })
 	if err != nil {
 		return nil, err
 	}
@@ -73,15 +73,16 @@ func (a *app) readStatus(ctx context.Context, agent string) (*status, error) {
 	} else {
 		s.Agent = r.body
 	}
-	if _, err := pc.call(ctx, http.MethodGet, "/healthz", nil); err != nil {
-		s.IssuerError = err.Error()
+	_, unhealthy := health.call(ctx, http.MethodGet, "/healthz", nil)
+	r, err := admin.call(ctx, http.MethodGet, "/admin/v1/agents", nil)
+	if unhealthy != nil && err != nil { // an admin socket has no /healthz
+		s.IssuerError = unhealthy.Error()
 		return s, nil
 	}
 	s.Issuer = "ok"
 	var list struct {
 		Agents json.RawMessage `json:"agents"`
 	}
-	r, err := admin.call(ctx, http.MethodGet, "/admin/v1/agents", nil)
 	if err == nil {
 		err = r.decode(&list)
 	}

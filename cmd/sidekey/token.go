@@ -28,7 +28,7 @@ func (a *app) tokenIssueCommand() *cobra.Command {
 		Long:  "Log in at the issuer with a user's password, as an application does. A table is one line per token; as JSON it is\nwhat the issuer answers: {\"access\", \"refresh\"}.",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.publicClient()
+			c, err := a.publicClient(func(c IssuerConfig) string { return c.Listen })
 			if err != nil {
 				return err
 			}

@@ -60,7 +60,7 @@ func (a *app) usersListCommand() *cobra.Command {
 			var answer struct {
 				Users []struct {
 					Username string   `json:"username"`
-					Subject  string   `json:"sub"`
+					ID       string   `json:"id"`
 					Scope    string   `json:"scope"`
 					Roles    []string `json:"roles"`
 					Email    string   `json:"email"`
@@ -68,13 +68,13 @@ func (a *app) usersListCommand() *cobra.Command {
 				} `json:"users"`
 			}
 			return a.list(cmd, "/admin/v1/users", &answer, func(w *tabwriter.Writer) {
-				row(w, "USER", "SUB", "SCOPE", "ROLES", "EMAIL", "STATE")
+				row(w, "USER", "ID", "SCOPE", "ROLES", "EMAIL", "STATE")
 				for _, u := range answer.Users {
 					state := "enabled"
 					if u.Disabled {
 						state = "disabled"
 					}
-					row(w, u.Username, u.Subject, u.Scope, strings.Join(u.Roles, ","), u.Email, state)
+					row(w, u.Username, u.ID, u.Scope, strings.Join(u.Roles, ","), u.Email, state)
 				}
 			})
 		},
