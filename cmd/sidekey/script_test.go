@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -34,6 +33,11 @@ func TestScript(t *testing.T) {
 		RequireExplicitExec: false,
 		RequireUniqueNames:  true,
 		Cmds:                scriptCommands(),
+		Setup: func(env *testscript.Env) error {
+			env.Values[proxiesKey{}] = proxies{}
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each process of a -race build ends a second late
+			return nil
+		},
 	})
 }
 
@@ -45,9 +49,13 @@ func TestScript(t *testing.T) {
 //	httpstatus [FLAGS] STATUS URL      asks once, wants STATUS; the body is stdout
 //	jsonget NAME PATH                  sets NAME to a member of the JSON in stdout: a.b.0.c
 //	login PREFIX URL USER PASSWORD     logs in; sets PREFIX_ACCESS and PREFIX_REFRESH
+//	fleet                              sets ISSUER, ONE, TWO (URLs) and BUS, ONE_LISTEN, TWO_LISTEN (addresses), and
+//	                                   the SIDEKEY_ variables that put an issuer and its bus there
+//	proxy NAME ADDRESS                 passes TCP on to ADDRESS; sets NAME to its own
+//	cut NAME, mend NAME                ends a proxy's connections and takes no more, until mended
 //
-// FLAGS of waitfor and httpstatus, in any number: -method M, -token T (bearer), -data BODY (a JSON object; makes it
-// a POST), -has TEXT (the body must have it), -unix PATH (the URL's host is not looked at).
+// FLAGS of waitfor and httpstatus, in any number: -method M, -token T (bearer), -token-file FILE, -data BODY (JSON; makes
+// it a POST), -has TEXT (the body must have it), -unix PATH (the URL's host is not looked at).
 func scriptCommands() map[string]func(ts *testscript.TestScript, neg bool, args []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
 		"exitcode":   scriptExitCode,
@@ -56,6 +64,10 @@ func scriptCommands() map[string]func(ts *testscript.TestScript, neg bool, args 
 		"httpstatus": scriptHTTPStatus,
 		"jsonget":    scriptJSONGet,
 		"login":      scriptLogin,
+		"fleet":      scriptFleet,
+		"proxy":      scriptProxy,
+		"cut":        scriptCut,
+		"mend":       scriptMend,
 	}
 }
 
@@ -106,13 +118,17 @@ func parseQuestion(ts *testscript.TestScript, args []string) (q *question, rest 
 	q = &question{http: http.Client{Timeout: 5 * time.Second}}
 	flags := flag.NewFlagSet("http", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	var socket string
+	var socket, tokenFile string
 	flags.StringVar(&q.method, "method", "", "")
 	flags.StringVar(&q.token, "token", "", "")
+	flags.StringVar(&tokenFile, "token-file", "", "")
 	flags.StringVar(&q.data, "data", "", "")
 	flags.StringVar(&q.has, "has", "", "")
 	flags.StringVar(&socket, "unix", "", "")
 	ts.Check(flags.Parse(args))
+	if tokenFile != "" {
+		q.token = strings.TrimSpace(ts.ReadFile(tokenFile))
+	}
 	if q.method == "" {
 		q.method = http.MethodGet
 		if q.data != "" {
@@ -259,10 +275,3 @@ func scriptLogin(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0]+"_ACCESS", pair.Access)
 	ts.Setenv(args[0]+"_REFRESH", pair.Refresh)
 }
-
-// long says that the slow tests are wanted too: SIDEKEY_LONG=1, as .ci/run sets it. The variable is taken away from
-// the processes that the tests start, since sidekey refuses a SIDEKEY_ variable that it does not know.
-var long = func() bool {
-	defer os.Unsetenv("SIDEKEY_LONG")
-	return os.Getenv("SIDEKEY_LONG") == "1"
-}()
