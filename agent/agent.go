@@ -93,7 +93,7 @@ type Replica interface {
 // Parts are what an Agent is built from. Only Replica is required.
 type Parts struct {
 	Replica   Replica
-	Logger    hclog.Logger         // nil: nothing is logged
+	Logger    hclog.Logger         // named by the caller; nil: nothing is logged
 	Now       func() time.Time     // the wall clock; nil: time.Now
 	Connected func() bool          // whether the bus is connected now, for the status; nil: false
 	Run       string               // this process's random id, for the status
@@ -138,7 +138,6 @@ func New(cfg Config, parts Parts) (*Agent, error) {
 	if a.log == nil {
 		a.log = hclog.NewNullLogger()
 	}
-	a.log = a.log.Named("agent")
 	if a.now == nil {
 		a.now = time.Now
 	}
