@@ -247,15 +247,7 @@ func (i *Issuer) adminRevoke(r *http.Request) (int, any, error) {
 }
 
 func (i *Issuer) adminListRevocations(*http.Request) (int, any, error) {
-	type seen struct {
-		Seq uint64 `json:"seq"`
-		bus.Revocation
-	}
-	all := []seen{}
-	for _, s := range i.Feed.Recent() {
-		all = append(all, seen{s.Seq, s.Revocation})
-	}
-	return http.StatusOK, map[string]any{"revocations": all, "live": i.Replica.Revocations()}, nil
+	return http.StatusOK, map[string]any{"revocations": i.Feed.Recent(), "live": i.Replica.Revocations()}, nil
 }
 
 // adminReceipt gives a revocation's receipt as it now stands.

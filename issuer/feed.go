@@ -13,9 +13,9 @@ const (
 	feedRecent = 1000 // revocations that GET /admin/v1/revocations shows
 )
 
-// SeenRevocation is a revocation and its place in the log.
+// SeenRevocation is a revocation and its place in the log: {"seq":412,"sid":"0198…","exp":1767225600}.
 type SeenRevocation struct {
-	Seq uint64
+	Seq uint64 `json:"seq"`
 	bus.Revocation
 }
 
@@ -72,7 +72,7 @@ func (f *Feed) take() []SeenRevocation {
 func (f *Feed) Recent() []SeenRevocation {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	all := slices.Clone(f.recent[max(0, len(f.recent)-feedRecent):])
+	all := append([]SeenRevocation{}, f.recent[max(0, len(f.recent)-feedRecent):]...)
 	slices.Reverse(all)
 	return all
 }

@@ -11,7 +11,8 @@ import (
 // readMultipart reads a multipart form's values; files are skipped. The body is bounded already.
 func readMultipart(data []byte, boundary string) (url.Values, error) {
 	if boundary == "" {
-		return nil, errors.New("Invalid boundary in multipart: None") //nolint:staticcheck // the words are Django's
+		//lint:ignore ST1005 the words are Django's
+		return nil, errors.New("Invalid boundary in multipart: None")
 	}
 	values := make(url.Values)
 	parts := multipart.NewReader(bytes.NewReader(data), boundary)

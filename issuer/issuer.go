@@ -248,14 +248,14 @@ func (c *Config) check() error {
 
 // Run keeps the ring and the sessions in order until ctx ends: it makes the first key, rotates on
 // schedule, activates what the agents have acknowledged, closes the sessions that it reads are
-// revoked and drops the expired ones. It returns when all that has stopped. Call it once.
+// revoked and drops the expired ones. It returns nil when all that has stopped. Call it once.
 func (i *Issuer) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { i.keepRing(ctx) })
 	wg.Go(func() { i.closeRevoked(ctx) })
 	wg.Go(func() { i.keepSwept(ctx) })
 	wg.Wait()
-	return ctx.Err()
+	return nil
 }
 
 // Ready tells whether this issuer can make tokens now; the error says what is missing.

@@ -3,6 +3,7 @@ package issuer_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -264,15 +265,42 @@ func TestSweepClosesWhatACrashLeftOpen(t *testing.T) {
 	if err := late.replica.Wait(t.Context(), pos.Seq); err != nil {
 		t.Fatal(err)
 	}
-	if err := late.Sweep(t.Context()); err != nil {
-		t.Fatal(err)
+	for range 2 {
+		if err := late.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	recs, err := b.sessions.List(t.Context(), "")
-	if err != nil || len(recs) != 1 {
-		t.Fatal(recs, err)
+	if err != nil || len(recs) != 1 || strings.Contains(string(recs[0].Value), `"closed":0`) {
+		t.Errorf("the record after a sweep: got %v, %v, want it closed", recs, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := late.replica.Wait(ctx, pos.Seq+1); err != nil || len(late.Feed.Recent()) != 2 {
+		t.Errorf("revocations: got %v (%v), want the first, and one that surely outlives the access token", late.Feed.Recent(), err)
 	}
 	_, err = late.Refresh(t.Context(), tokens.Refresh)
 	refused(t, "Refresh", err, keyring.Revoked)
+}
+
+func TestSweepOfACutoffWritesNothingMore(t *testing.T) {
+	b := newBus()
+	ti := start(t, b)
+	tokens := login(t, ti)
+	login(t, ti)
+	if _, err := ti.Revoke(t.Context(), issuer.Target{ClientID: "sidekey"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ti.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(ti.Feed.Recent()); n != 1 {
+		t.Errorf("revocations: got %d, want the cutoff only", n)
+	}
+	sessions, err := ti.ListSessions(t.Context(), claims(t, tokens.Access)["sub"].(string))
+	if err != nil || len(sessions) != 2 || sessions[0].Closed == 0 || sessions[1].Closed == 0 {
+		t.Errorf("ListSessions: got %v, %v, want both closed", sessions, err)
+	}
 }
 
 func TestRefreshTakesRefreshTokensOnly(t *testing.T) {

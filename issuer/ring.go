@@ -64,21 +64,18 @@ func (i *Issuer) step(ctx context.Context, snap *replica.Snapshot) error {
 	case !ok:
 		return i.activate(ctx, snap, waiting) // nothing signs: there is nobody to wait for
 	case waiting != nil && !now.Before(private.activateAt):
-		if pending, err := i.pending(ctx, snap, waiting); err != nil || len(pending) == 0 {
-			return errors.Join(err, i.activateIf(ctx, snap, waiting, err == nil))
+		pending, err := i.pending(ctx, snap, waiting)
+		if err != nil {
+			return err
+		}
+		if len(pending) == 0 {
+			return i.activate(ctx, snap, waiting)
 		}
 	case waiting == nil && i.cfg.RotateEvery > 0 && !now.Before(active.Created.Add(max(i.cfg.RotateEvery-i.cfg.PublishAhead, i.cfg.RotateEvery/2))):
 		_, err := i.announce(ctx, snap, active.Alg, i.bitsOf(active), now.Add(i.cfg.PublishAhead))
 		return err
 	}
 	return i.retire(ctx, snap, active)
-}
-
-func (i *Issuer) activateIf(ctx context.Context, snap *replica.Snapshot, rec *keyring.KeyRecord, acknowledged bool) error {
-	if !acknowledged {
-		return nil
-	}
-	return i.activate(ctx, snap, rec)
 }
 
 // bitsOf is the size for a key that follows rec: the configured one, unless the ring's algorithm

@@ -79,7 +79,9 @@ type codedDetail struct {
 }
 
 // errBlacklisted is TokenVerifySerializer's ValidationError.
-var errBlacklisted = errors.New("Token is blacklisted") //nolint:staticcheck // the words are Simple JWT's
+//
+//lint:ignore ST1005 the words are Simple JWT's
+var errBlacklisted = errors.New("Token is blacklisted")
 
 func (i *Issuer) simpleObtain(r *http.Request, in map[string]string) (any, error) {
 	t, err := i.Login(r.Context(), Credentials{Username: in["username"], Password: in["password"], Address: clientAddress(r)})

@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
 	"time"
 
 	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/replica"
 	"github.com/sidekey/sidekey/keyring"
 )
 
@@ -59,9 +61,19 @@ func (i *Issuer) closeFound(ctx context.Context, s *session) {
 	if s.Closed != 0 {
 		return
 	}
-	if err := i.closeSession(ctx, s.Subject, s.ID, "revoked", i.longest().Unix()); err != nil {
+	if err := i.closeSession(ctx, s.Subject, s.ID, "revoked", i.revokedUntil(s)); err != nil {
 		i.log.Warn("could not close a revoked session, the next sweep will", "sid", s.ID, "error", err)
 	}
+}
+
+// revokedUntil is how long what revoked a session surely lives: a cutoff longer than any session
+// that it refuses, the revocation of a sid, whose own exp is not known here, not a moment.
+func (i *Issuer) revokedUntil(s *session) int64 {
+	ids := replica.Fingerprint(&keyring.Claims{SessionID: s.ID})
+	if i.Replica.Revoked(&ids) {
+		return i.now().Unix()
+	}
+	return math.MaxInt64
 }
 
 // sweepPause is the time between two sweeps: short beside a revocation's life, since a session
@@ -127,7 +139,7 @@ func (i *Issuer) Sweep(ctx context.Context) error {
 				dropped++
 			}
 		case s.Closed == 0 && i.revoked(s):
-			if err := i.closeSession(ctx, s.Subject, s.ID, "revoked", now.Unix()); err != nil {
+			if err := i.closeSession(ctx, s.Subject, s.ID, "revoked", i.revokedUntil(s)); err != nil {
 				return err
 			}
 			closed++
