@@ -9,9 +9,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -97,13 +99,22 @@ func scriptExitCode(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// nextPort is where the search for a free port goes on. It stays below the ports that the system gives to outgoing
+// connections (32768 and up), so that none of those takes one before its daemon does, and gives none twice.
+var nextPort atomic.Int64
+
 func scriptFreePort(ts *testscript.TestScript, neg bool, args []string) {
 	refuseNeg(ts, neg)
+	nextPort.CompareAndSwap(0, 20000+int64(os.Getpid()*16%12000))
 	for _, name := range args {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		ts.Check(err)
-		defer ln.Close() // after all have been given, so that they differ
-		ts.Setenv(name, strconv.Itoa(ln.Addr().(*net.TCPAddr).Port))
+		for {
+			port := strconv.FormatInt(20000+nextPort.Add(1)%12000, 10)
+			if ln, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
+				ts.Check(ln.Close())
+				ts.Setenv(name, port)
+				break
+			}
+		}
 	}
 }
 
