@@ -387,14 +387,11 @@ func (l *Log) catchUp(ctx context.Context, sent []*pending) error {
 	}
 	rd := &reading{r: l.Reader, cursor: l.head, fn: func([]Entry, uint64) error { return nil }}
 	for {
-		batch, more, err := l.batch(ctx, rd.cursor.Seq+1)
+		batch, pending, err := rd.next(ctx)
 		if err != nil {
 			return err
 		}
 		entries, err := rd.acceptBatch(batch)
-		if err != nil {
-			return err
-		}
 		for i := range entries {
 			l.last[entries[i].Fact.Kind()] = entries[i].Seq
 			if p := ours[(Chain{}).next(batch[i].signed)]; p != nil {
@@ -402,8 +399,8 @@ func (l *Log) catchUp(ctx context.Context, sent []*pending) error {
 			}
 		}
 		l.head = rd.cursor
-		if !more {
-			return nil
+		if err != nil || pending == 0 {
+			return err
 		}
 	}
 }

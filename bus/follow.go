@@ -25,12 +25,14 @@ const (
 
 // Bounds of reading.
 const (
-	liveBuffer  = 8192            // messages between NATS and the reader; past it they are dropped, and read back
-	batchSize   = 2000            // entries read back by one request
-	batchBytes  = 4 << 20         // and their bytes
-	batchWithin = 5 * time.Second // and its time
-	silence     = 3 * time.Second // without even a tick: look whether something was missed
-	remembered  = 4096            // entries whose hash is kept, to tell a redelivery from a fork
+	liveBuffer  = 8192                   // messages between NATS and the reader; past it they are dropped, and read back
+	batchSize   = 2000                   // entries read back by one request
+	batchBytes  = 4 << 20                // and their bytes
+	batchWithin = 5 * time.Second        // and its time
+	silence     = 3 * time.Second        // without progress: look whether something was missed
+	lookEvery   = time.Second            // what proves nothing may make a reader look at the stream so often
+	shorter     = 5                      // looks at a stream that ends before the cursor, before it is called a rollback:
+	shorterWait = 200 * time.Millisecond // a replica that answers may be late
 )
 
 // Reader reads the log as an agent may: live from core NATS, and back by direct get, with no
@@ -39,6 +41,7 @@ type Reader struct {
 	conn      *Conn
 	authority keyring.AuthorityKey
 	epoch     atomic.Uint64 // the latest proven: an earlier one is never believed again
+	seen      history
 }
 
 // NewReader makes a Reader that believes what this authority signed.
@@ -59,9 +62,8 @@ type message struct {
 type reading struct {
 	r      *Reader
 	cursor Cursor
-	tick   int64 // the newest tick's time
-	recent [remembered]Chain
 	fn     func([]Entry, uint64) error
+	looked time.Time // when something unproven last made us look at the stream
 }
 
 // Follow calls fn with the entries behind after, in order and proven, and with the newest sequence
@@ -70,7 +72,8 @@ type reading struct {
 //
 // It returns ErrBehind if the log was purged beyond after, ErrEpoch if the log was begun anew,
 // ErrRollback if it shows less than or other than before, ErrForged or ErrUnknown at an entry that
-// cannot be believed or understood; and any error of the connection. Try again after a pause.
+// cannot be believed or understood, the entries before it having been handed to fn; and any error
+// of the connection. Try again after a pause.
 func (r *Reader) Follow(ctx context.Context, after Cursor, fn func([]Entry, uint64) error) error {
 	live := make(chan *nats.Msg, liveBuffer)
 	sub, err := r.conn.nc.ChanSubscribe(r.conn.subjects.live(">"), live)
@@ -85,10 +88,14 @@ func (r *Reader) Follow(ctx context.Context, after Cursor, fn func([]Entry, uint
 	quiet := time.NewTimer(silence)
 	defer quiet.Stop()
 	for {
+		was := rd.cursor.Seq
 		select {
 		case m := <-live:
 			if err := rd.live(ctx, m); err != nil {
 				return err
+			}
+			if rd.cursor.Seq == was {
+				continue // what brings nothing new does not end a silence
 			}
 		case <-quiet.C:
 			if err := rd.readBack(ctx, false); err != nil {
@@ -101,21 +108,24 @@ func (r *Reader) Follow(ctx context.Context, after Cursor, fn func([]Entry, uint
 	}
 }
 
-// live takes one republished message: the next entry is taken as it is, a gap is read back, and so
-// is whatever core NATS carries without the authority's signature: only the stream's word counts.
+// live takes one republished message: the next entry is taken as it is, a gap is read back. What
+// core NATS carries without the authority's signature proves nothing: only the stream's word counts.
 func (rd *reading) live(ctx context.Context, m *nats.Msg) error {
 	msg, err := parseMessage(m.Header.Get(jetstream.SubjectHeader), m.Header.Get(jetstream.SequenceHeader), m.Header, m.Data)
 	if err != nil || !rd.r.proven(msg) {
-		rd.r.conn.log.Warn("ignoring an unsigned message on the live log, reading back", "subject", m.Subject)
-		return rd.readBack(ctx, false)
+		rd.r.conn.log.Debug("ignoring an unsigned message on the live log", "subject", m.Subject)
+		return rd.look(ctx)
 	}
 	switch {
-	case msg.at.Epoch < rd.cursor.Epoch:
+	case msg.at.Epoch < max(rd.cursor.Epoch, rd.r.epoch.Load()):
 		return nil // replayed from before the log was begun anew
 	case msg.at.Epoch > rd.cursor.Epoch && rd.cursor.Epoch != 0:
-		return fmt.Errorf("%w: %d after %d", ErrEpoch, msg.at.Epoch, rd.cursor.Epoch)
+		return rd.anew(msg)
 	case msg.at.Seq <= rd.cursor.Seq:
-		return rd.again(msg)
+		if known, err := rd.r.seen.check(msg); known || err != nil {
+			return err
+		}
+		return rd.look(ctx) // from before this process, or of a log that was put back
 	case msg.at.Seq > rd.cursor.Seq+1:
 		return rd.readBack(ctx, false)
 	}
@@ -123,97 +133,181 @@ func (rd *reading) live(ctx context.Context, m *nats.Msg) error {
 	if err != nil {
 		return err
 	}
-	return rd.deliver([]Entry{entry})
+	return rd.deliver([]Entry{entry}, 0)
 }
 
-// again judges an entry at a sequence that is applied already: the same one redelivered, or proof
-// that the log was rolled back and written anew.
-func (rd *reading) again(msg message) error {
-	if rd.cursor.Seq-msg.at.Seq >= remembered {
+// look reads back because of a message that proves nothing, but not at the pace at which anybody
+// can send such messages.
+func (rd *reading) look(ctx context.Context) error {
+	if time.Since(rd.looked) < lookEvery {
 		return nil
 	}
-	was := rd.recent[msg.at.Seq%remembered]
-	if was == (Chain{}) || was == (Chain{}).next(msg.signed) {
-		return nil
+	rd.looked = time.Now()
+	return rd.readBack(ctx, false)
+}
+
+// anew notes a later epoch that is proven: from here on no earlier one is believed.
+func (rd *reading) anew(msg message) error {
+	rd.r.raise(msg.at.Epoch)
+	return fmt.Errorf("%w: %d after %d", ErrEpoch, msg.at.Epoch, rd.cursor.Epoch)
+}
+
+func (r *Reader) raise(epoch uint64) {
+	for was := r.epoch.Load(); epoch > was; was = r.epoch.Load() {
+		if r.epoch.CompareAndSwap(was, epoch) {
+			return
+		}
 	}
-	return fmt.Errorf("%w: entry %d is not what it was", ErrRollback, msg.at.Seq)
 }
 
 // readBack reads from the cursor to the stream's end. first: fn is called even if there is nothing.
 func (rd *reading) readBack(ctx context.Context, first bool) error {
 	for {
-		batch, more, err := rd.r.batch(ctx, rd.cursor.Seq+1)
+		batch, pending, err := rd.next(ctx)
 		if err != nil {
 			return err
 		}
 		entries, err := rd.acceptBatch(batch)
-		if err != nil {
-			return err
-		}
-		if len(entries) > 0 || first {
-			if err := rd.deliver(entries); err != nil {
-				return err
+		if len(entries) > 0 || first && err == nil {
+			if ferr := rd.deliver(entries, pending); ferr != nil {
+				return ferr
 			}
 			first = false
 		}
-		if !more {
-			return nil
+		if err != nil || pending == 0 {
+			return err
 		}
 	}
 }
 
-// batch reads entries by direct get, from sequence seq on. more: there are others behind them.
-func (r *Reader) batch(ctx context.Context, seq uint64) (batch []message, more bool, err error) {
+// next reads the entries behind the cursor, and tells how many are behind those. It asks for the
+// entry at the cursor as well: the log always holds its last entry, so a stream that has nothing
+// from the cursor on was rolled back or begun anew.
+func (rd *reading) next(ctx context.Context) ([]message, uint64, error) {
+	from := max(rd.cursor.Seq, 1)
+	for tries := 1; ; tries++ {
+		batch, pending, err := rd.r.batch(ctx, from)
+		if err != nil {
+			return nil, 0, err
+		}
+		switch {
+		case len(batch) > 0 && batch[0].at.Seq == rd.cursor.Seq:
+			if err := rd.same(batch[0]); err != nil {
+				return nil, 0, err
+			}
+			if batch = batch[1:]; len(batch) == 0 && pending > 0 {
+				from = rd.cursor.Seq + 1 // whatever is there is the first now, and judged as such
+				continue
+			}
+			return batch, pending, nil
+		case len(batch) > 0 && batch[0].at.Seq > rd.cursor.Seq+1:
+			if msg := batch[0]; rd.cursor.Epoch != 0 && msg.at.Epoch > rd.cursor.Epoch && rd.r.proven(msg) {
+				return nil, 0, rd.anew(msg)
+			}
+			return nil, 0, fmt.Errorf("%w: entry %d is gone, the first held is %d", ErrBehind, rd.cursor.Seq+1, batch[0].at.Seq)
+		case len(batch) > 0 || from > rd.cursor.Seq:
+			return batch, pending, nil
+		case tries == shorter:
+			return nil, 0, rd.shorter(ctx)
+		case !sleep(ctx, shorterWait):
+			return nil, 0, context.Cause(ctx)
+		}
+	}
+}
+
+// same checks the stream's entry at the cursor against the one that was applied.
+func (rd *reading) same(msg message) error {
+	switch {
+	case msg.at.Epoch == rd.cursor.Epoch:
+		_, err := rd.r.seen.check(msg)
+		return err
+	case !rd.r.proven(msg):
+		return fmt.Errorf("%w: entry %d (%s)", ErrForged, msg.at.Seq, msg.subject)
+	case msg.at.Epoch > rd.cursor.Epoch:
+		return rd.anew(msg)
+	}
+	return fmt.Errorf("%w: entry %d is of epoch %d, before %d", ErrRollback, msg.at.Seq, msg.at.Epoch, rd.cursor.Epoch)
+}
+
+// shorter says why the stream ends before the cursor: its newest tick is of a later epoch, or it
+// was rolled back.
+func (rd *reading) shorter(ctx context.Context) error {
+	subject := rd.r.conn.subjects.log(KindTick)
+	raw, err := rd.r.last(ctx, rd.r.conn.subjects.logStream(), subject)
+	if err == nil {
+		msg, perr := parseMessage(raw.Subject, strconv.FormatUint(raw.Sequence, 10), raw.Header, raw.Data)
+		if perr == nil && msg.at.Epoch > rd.cursor.Epoch && rd.r.proven(msg) {
+			return rd.anew(msg)
+		}
+	} else if !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	return fmt.Errorf("%w: it ends before entry %d, which was read already", ErrRollback, rd.cursor.Seq)
+}
+
+// batch reads the entries from sequence seq on, by direct get, and tells how many are behind them.
+// What it gives is contiguous; its first sequence may be later than seq. A bus that does not answer
+// is an error: silence is not the log's end.
+func (r *Reader) batch(ctx context.Context, seq uint64) (batch []message, pending uint64, err error) {
+	if !r.conn.Connected() { // a request that cannot be sent would leave its subscription behind
+		return nil, 0, fmt.Errorf("reading the log back from entry %d: %w", seq, nats.ErrDisconnected)
+	}
 	bctx, cancel := context.WithTimeout(ctx, batchWithin)
 	defer cancel()
 	stream := r.conn.subjects.logStream()
 	msgs, err := jetstreamext.GetBatch(bctx, r.conn.js, stream, batchSize, jetstreamext.GetBatchSeq(seq), jetstreamext.GetBatchMaxBytes(batchBytes))
 	if err != nil {
-		return nil, false, fmt.Errorf("reading the log back from entry %d: %w", seq, err)
+		return nil, 0, fmt.Errorf("reading the log back from entry %d: %w", seq, err)
 	}
 	for m, err := range msgs {
 		if errors.Is(err, jetstreamext.ErrNoMessages) {
-			return batch, false, nil
+			return nil, 0, nil
 		}
 		if err != nil {
-			return nil, false, fmt.Errorf("reading the log back from entry %d: %w", seq, err)
+			return nil, 0, fmt.Errorf("reading the log back from entry %d: %w", seq, err)
 		}
-		if m.Sequence != seq+uint64(len(batch)) {
-			if len(batch) == 0 {
-				return nil, false, fmt.Errorf("%w: entry %d is gone, the first held is %d", ErrBehind, seq, m.Sequence)
-			}
-			return batch, true, nil // a piece was lost on the way: ask again from there
+		if len(batch) > 0 && m.Sequence != batch[len(batch)-1].at.Seq+1 {
+			return batch, pending, nil // a piece was lost on the way: ask again from there
 		}
 		msg, err := parseMessage(m.Subject, strconv.FormatUint(m.Sequence, 10), m.Header, m.Data)
 		if err != nil {
-			return nil, false, err
+			if len(batch) > 0 {
+				return batch, pending, nil // what is before it is good; asked again, it is the first
+			}
+			return nil, 0, err
+		}
+		if pending, err = strconv.ParseUint(m.Header.Get("Nats-Num-Pending"), 10, 64); err != nil {
+			return nil, 0, fmt.Errorf("reading the log back from entry %d: the server does not say what is behind it: %w", seq, err)
 		}
 		batch = append(batch, msg)
-		more = m.Header.Get("Nats-Num-Pending") != "0"
 	}
-	return batch, more, nil
+	if len(batch) == 0 {
+		return nil, 0, fmt.Errorf("reading the log back from entry %d: %w", seq, errors.Join(nats.ErrTimeout, ctx.Err()))
+	}
+	return batch, pending, nil
 }
 
-// acceptBatch proves a batch. A signature costs fifty times a hash, so entries that a proven tick
-// is chained behind are proven by it, and only those behind the last tick by their own.
+// acceptBatch proves a batch, and gives the entries before the first that cannot be taken, with why.
+// A signature costs fifty times a hash, so entries that a proven tick is chained behind are proven
+// by it, and only those behind the last tick by their own.
 func (rd *reading) acceptBatch(batch []message) ([]Entry, error) {
 	entries := make([]Entry, 0, len(batch))
 	proven := rd.provenByTick(batch)
 	for i, msg := range batch {
 		if i >= proven && !rd.r.proven(msg) {
-			return nil, fmt.Errorf("%w: entry %d (%s)", ErrForged, msg.at.Seq, msg.subject)
+			return entries, fmt.Errorf("%w: entry %d (%s)", ErrForged, msg.at.Seq, msg.subject)
 		}
 		switch {
 		case rd.cursor.Epoch == 0 && msg.at.Epoch >= rd.r.epoch.Load():
 			rd.cursor.Epoch = msg.at.Epoch
 		case msg.at.Epoch > rd.cursor.Epoch:
-			return nil, fmt.Errorf("%w: %d after %d", ErrEpoch, msg.at.Epoch, rd.cursor.Epoch)
+			return entries, rd.anew(msg)
 		case msg.at.Epoch < rd.cursor.Epoch:
-			return nil, fmt.Errorf("%w: entry %d is of epoch %d, before %d", ErrRollback, msg.at.Seq, msg.at.Epoch, rd.cursor.Epoch)
+			return entries, fmt.Errorf("%w: entry %d is of epoch %d, before %d", ErrRollback, msg.at.Seq, msg.at.Epoch, rd.cursor.Epoch)
 		}
 		entry, err := rd.accept(msg)
 		if err != nil {
-			return nil, err
+			return entries, err
 		}
 		entries = append(entries, entry)
 	}
@@ -260,18 +354,18 @@ func (rd *reading) accept(msg message) (Entry, error) {
 		if t.Head != rd.cursor.Seq || !equal(t.Chain, rd.cursor.Chain) {
 			return Entry{}, fmt.Errorf("%w: tick %d is chained to other entries than those read here up to %d", ErrRollback, msg.at.Seq, rd.cursor.Seq)
 		}
-		rd.tick = max(rd.tick, t.Time)
+	}
+	if err := rd.r.seen.note(msg); err != nil {
+		return Entry{}, err
 	}
 	rd.cursor = Cursor{Position: msg.at, Chain: rd.cursor.Chain.next(msg.signed)}
-	rd.recent[msg.at.Seq%remembered] = (Chain{}).next(msg.signed)
 	return Entry{Position: msg.at, Chain: rd.cursor.Chain, Fact: fact}, nil
 }
 
-func (rd *reading) deliver(entries []Entry) error {
-	if e := rd.cursor.Epoch; e > rd.r.epoch.Load() {
-		rd.r.epoch.Store(e)
-	}
-	return rd.fn(entries, rd.cursor.Seq)
+// deliver hands entries over; pending more are known to be behind them.
+func (rd *reading) deliver(entries []Entry, pending uint64) error {
+	rd.r.raise(rd.cursor.Epoch)
+	return rd.fn(entries, rd.cursor.Seq+pending)
 }
 
 func (r *Reader) proven(m message) bool { return r.authority.Verify(m.signed, m.signature) }
