@@ -45,7 +45,7 @@ type Log struct {
 
 	// Owned by the writer.
 	head Cursor
-	last map[Kind]uint64 // the newest sequence of each kind, as far as the stream still has it
+	last map[Kind]uint64 // the newest sequence of each kind
 }
 
 // ownTick is a tick that this process appended.
@@ -77,7 +77,7 @@ func OpenLog(ctx context.Context, c *Conn, cfg LogConfig) (*Log, error) {
 	}
 	l := &Log{
 		Reader: NewReader(c, cfg.Authority.Public()), cfg: cfg,
-		queue: make(chan *request, writeBatch), done: make(chan struct{}), last: make(map[Kind]uint64),
+		queue: make(chan *request, writeBatch), done: make(chan struct{}),
 	}
 	if err := c.Await(ctx); err != nil {
 		return nil, err
@@ -86,9 +86,13 @@ func OpenLog(ctx context.Context, c *Conn, cfg LogConfig) (*Log, error) {
 	if l.epoch, err = c.ensureStreams(ctx, max(cfg.Replicas, 1), cfg.Now()); err != nil {
 		return nil, err
 	}
-	if m, err := l.manifest(ctx); err == nil {
+	m, err := l.manifest(ctx)
+	if err == nil {
 		l.head = m.cursor()
 	} else if !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
+	if l.last, err = l.newest(ctx, m); err != nil {
 		return nil, err
 	}
 	if err := l.catchUp(ctx, nil); err != nil {
@@ -113,7 +117,8 @@ func (l *Log) Close() error {
 
 // Append writes facts, in order, and returns the position of the last when all are on the disks
 // that have to acknowledge them. It tries again until ctx ends; an entry is never written twice.
-// After an error of ctx the fate of the facts is unknown.
+// After an error the fate of the facts is unknown, unless it says otherwise. ErrRollback, ErrEpoch
+// and ErrForged mean that the log is no longer the one that this process knows.
 func (l *Log) Append(ctx context.Context, facts ...Fact) (Position, error) {
 	at, err := l.submit(&request{ctx: ctx, facts: facts})
 	return at.Position, err
@@ -137,7 +142,7 @@ func (l *Log) Tick(ctx context.Context) (Position, error) {
 // After an error the tick may stand in the log all the same: who waits for it must not be answered.
 func (l *Log) AppendTick(ctx context.Context, t Tick) (Cursor, error) {
 	begun := time.Now()
-	t.Time, t.Chain = 1, make([]byte, len(Chain{}))
+	t.Time, t.Chain = l.cfg.Now().UnixMilli(), make([]byte, len(Chain{}))
 	at, err := l.submit(&request{ctx: ctx, facts: []Fact{&t}})
 	if err != nil {
 		return at, err
@@ -180,6 +185,9 @@ func (l *Log) Pulse(ctx context.Context) {
 }
 
 func (l *Log) submit(req *request) (Cursor, error) {
+	if len(req.facts) == 0 {
+		return Cursor{}, errors.New("appending to the log: there is nothing to append")
+	}
 	for _, f := range req.facts {
 		if _, err := Encode(f); err != nil {
 			return Cursor{}, err
@@ -244,16 +252,36 @@ func (l *Log) writeBatch(ctx context.Context, batch []*request) {
 		if batch = l.dropDone(batch); len(batch) == 0 {
 			return
 		}
+		before := l.head
 		sent := l.publish(batch)
-		l.await(ctx, sent)
+		why := l.await(ctx, sent)
 		if unsettled(sent) {
 			// Something stands where our entries were to stand, or nobody knows: read, and look.
 			if err := l.catchUp(ctx, sent); err != nil {
-				l.conn.log.Warn("could not read the log up to its head, trying again", "error", err)
-				sleep(ctx, 500*time.Millisecond)
+				why = err
 			}
 		}
-		batch = settle(batch, sent)
+		if batch = settle(batch, sent); beyondRepair(why) {
+			l.giveUp(batch, why)
+			return
+		}
+		if l.head == before && len(batch) > 0 && ctx.Err() == nil {
+			l.conn.log.Warn("could not append to the log, trying again", "after_seq", l.head.Seq, "error", why)
+			sleep(ctx, 250*time.Millisecond)
+		}
+	}
+}
+
+// beyondRepair tells whether an error says that the log is not the one that this process knows.
+// Trying again mends nothing; whoever waits is told at once.
+func beyondRepair(err error) bool {
+	return errors.Is(err, ErrRollback) || errors.Is(err, ErrEpoch) || errors.Is(err, ErrForged) || errors.Is(err, ErrUnknown) || errors.Is(err, ErrBehind)
+}
+
+func (l *Log) giveUp(batch []*request, why error) {
+	l.conn.log.Error("the log cannot be appended to", "after_seq", l.head.Seq, "error", why)
+	for _, req := range batch {
+		req.finish(fmt.Errorf("appending to the log: %w; whether the entry was stored is unknown", why))
 	}
 }
 
@@ -290,6 +318,9 @@ func (l *Log) publish(batch []*request) []*pending {
 			continue
 		}
 		for _, f := range req.facts {
+			if len(sent) == writeBatch {
+				return sent
+			}
 			kinds[f.Kind()] = true
 			p, err := l.prepare(req, f, at)
 			if err == nil {
@@ -311,7 +342,7 @@ func (l *Log) publish(batch []*request) []*pending {
 func (l *Log) prepare(req *request, f Fact, behind Cursor) (*pending, error) {
 	if t, ok := f.(*Tick); ok {
 		filled := *t
-		filled.Time, filled.Issuer, filled.Head, filled.Chain = l.cfg.Now().UnixMilli(), l.cfg.Issuer, behind.Seq, behind.Chain[:]
+		filled.Issuer, filled.Head, filled.Chain = l.cfg.Issuer, behind.Seq, behind.Chain[:]
 		f = &filled
 	}
 	body, err := Encode(f)
@@ -330,22 +361,25 @@ func (l *Log) prepare(req *request, f Fact, behind Cursor) (*pending, error) {
 }
 
 // await waits for the acknowledgements, in order, and moves the head over what was stored. Behind
-// the first that is not, nothing can have been stored by us.
-func (l *Log) await(ctx context.Context, sent []*pending) {
-	timeout := time.NewTimer(2 * time.Second)
+// the first that is not, nothing can have been stored by us; the error says why it was not.
+func (l *Log) await(ctx context.Context, sent []*pending) error {
+	const within = 2 * time.Second // of one another
+	timeout := time.NewTimer(within)
 	defer timeout.Stop()
 	for _, p := range sent {
 		select {
 		case <-p.ack.Ok():
 			l.stored(p)
-		case <-p.ack.Err():
-			return
+			timeout.Reset(within)
+		case err := <-p.ack.Err():
+			return err
 		case <-timeout.C:
-			return
+			return nats.ErrTimeout
 		case <-ctx.Done():
-			return
+			return ctx.Err()
 		}
 	}
+	return nil
 }
 
 func (l *Log) stored(p *pending) {
@@ -388,6 +422,13 @@ func (l *Log) catchUp(ctx context.Context, sent []*pending) error {
 	rd := &reading{r: l.Reader, cursor: l.head, fn: func([]Entry, uint64) error { return nil }}
 	for {
 		batch, pending, err := rd.next(ctx)
+		if errors.Is(err, ErrBehind) {
+			if jerr := l.jump(ctx); jerr != nil || len(sent) > 0 {
+				return errors.Join(err, jerr) // ours may be among what was purged: their fate is unknown
+			}
+			rd.cursor = l.head
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -403,4 +444,20 @@ func (l *Log) catchUp(ctx context.Context, sent []*pending) error {
 			return err
 		}
 	}
+}
+
+// jump moves the head to the newest checkpoint: the log was purged beyond it while nothing was written here.
+func (l *Log) jump(ctx context.Context) error {
+	m, err := l.manifest(ctx)
+	if err != nil {
+		return err
+	}
+	if !l.head.Position.Before(m.Position) {
+		return errors.New("and the newest checkpoint is not ahead of it")
+	}
+	if l.last, err = l.newest(ctx, m); err != nil {
+		return err
+	}
+	l.head = m.cursor()
+	return nil
 }

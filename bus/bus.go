@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,7 +24,7 @@ const oldestServer = "2.12.0"
 // attempt is short, and there are several.
 const (
 	attempt  = time.Second
-	attempts = 5
+	patience = 5 * time.Second
 )
 
 // ConnectConfig says how to reach a NATS server. URLs or Server is required, and a credential.
@@ -58,18 +59,40 @@ func Connect(cfg ConnectConfig) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	urls := strings.Join(cfg.URLs, ",")
+	urls := cfg.URLs
 	if cfg.Server != nil {
-		urls = cfg.Server.URL()
+		urls = []string{cfg.Server.URL()}
 	}
-	if c.nc, err = nats.Connect(urls, opts...); err != nil {
-		return nil, fmt.Errorf("connecting to bus %s: %w", urls, err)
+	if c.nc, err = nats.Connect(strings.Join(urls, ","), opts...); err != nil {
+		return nil, fmt.Errorf("connecting to bus %s: %w", redacted(urls), withoutURL(err))
 	}
 	if c.js, err = jetstream.New(c.nc, jetstream.WithPublishAsyncTimeout(5*time.Second)); err != nil {
 		c.nc.Close()
-		return nil, fmt.Errorf("connecting to bus %s: %w", urls, err)
+		return nil, fmt.Errorf("connecting to bus %s: %w", redacted(urls), err)
 	}
 	return c, nil
+}
+
+// redacted lists addresses without what may stand in them before the host: a password or a token.
+func redacted(urls []string) string {
+	hosts := make([]string, len(urls))
+	for i, u := range urls {
+		scheme, rest, ok := strings.Cut(u, "://")
+		if !ok {
+			scheme, rest = "nats", u
+		}
+		hosts[i] = scheme + "://" + rest[strings.LastIndexByte(rest, '@')+1:]
+	}
+	return strings.Join(hosts, ", ")
+}
+
+// withoutURL takes out of an error the address that could not be read, with its password.
+func withoutURL(err error) error {
+	var bad *url.Error
+	if errors.As(err, &bad) {
+		return errors.New("an address is no URL; want nats://host:port")
+	}
+	return err
 }
 
 func (c *Conn) options(cfg ConnectConfig) ([]nats.Option, error) {
@@ -142,19 +165,17 @@ func (c *Conn) Close() { c.nc.Close() }
 
 // Await returns when the server is reached and is new enough, or with ctx's error.
 func (c *Conn) Await(ctx context.Context) error {
-	for !c.nc.IsConnected() {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("connecting to bus %s: %w; is it up, and reachable from here? last error: %v", strings.Join(c.nc.Servers(), ", "), ctx.Err(), c.nc.LastError())
-		case <-time.After(10 * time.Millisecond):
+	have := c.nc.ConnectedServerVersion()
+	for ; have == ""; have = c.nc.ConnectedServerVersion() { // there is none while it is not connected
+		if !sleep(ctx, 10*time.Millisecond) {
+			return fmt.Errorf("connecting to bus %s: %w; is it up, and reachable from here? last error: %v", redacted(c.nc.Servers()), ctx.Err(), c.nc.LastError())
 		}
 	}
-	return c.checkVersion()
+	return c.checkVersion(have)
 }
 
 // checkVersion refuses servers that would lose data.
-func (c *Conn) checkVersion() error {
-	have := c.nc.ConnectedServerVersion()
+func (c *Conn) checkVersion(have string) error {
 	if older(have, oldestServer) {
 		return fmt.Errorf("refusing the nats-server at %s: it is version %s, and %s is the oldest that keeps what it acknowledges; upgrade it", c.nc.ConnectedUrlRedacted(), have, oldestServer)
 	}
@@ -178,21 +199,20 @@ func older(have, want string) bool {
 }
 
 // retry calls fn with a context of a second, until it succeeds, fails in a way that trying again
-// does not mend, or the attempts or ctx are at their end.
+// does not mend, or patience or ctx is at its end. While there is no connection calls fail at once,
+// so it is time that counts, not attempts.
 func retry(ctx context.Context, fn func(context.Context) error) error {
-	var err error
-	for n := range attempts {
+	for begun, n := time.Now(), 1; ; n++ {
 		actx, cancel := context.WithTimeout(ctx, attempt)
-		err = fn(actx)
+		err := fn(actx)
 		cancel()
-		if err == nil || !passing(err) {
+		if err == nil || !passing(err) || time.Since(begun) > patience {
 			return err
 		}
-		if !sleep(ctx, time.Duration(n+1)*50*time.Millisecond) {
+		if !sleep(ctx, min(time.Duration(n)*50*time.Millisecond, 250*time.Millisecond)) {
 			return errors.Join(ctx.Err(), err)
 		}
 	}
-	return err
 }
 
 // sleep waits for d, and tells whether ctx goes on.

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -25,7 +26,8 @@ const (
 // manifest says what a checkpoint is. It is the last message of one to be written, signed by the
 // authority (header Sidekey-Signature), and names the image by its hash:
 //
-//	{"epoch": 1767225600000, "seq": 412, "chain": […], "id": "…", "first": 17, "chunks": 3, "size": 1300000, "sha256": "base64"}
+//	{"epoch": 1767225600000, "seq": 412, "chain": […], "id": "…", "first": 17, "chunks": 3, "size": 1300000, "sha256": "base64",
+//	 "last": {"key": 17, "revoke": 411, "tick": 412}}
 type manifest struct {
 	Position
 	Chain  Chain  `json:"chain"`
@@ -34,6 +36,8 @@ type manifest struct {
 	Chunks int    `json:"chunks"`
 	Size   int    `json:"size"`
 	SHA256 []byte `json:"sha256"` // of the image
+	// The newest sequence of each kind, which outlives the purge of that entry: AppendIf asks for it.
+	Last map[Kind]uint64 `json:"last"`
 }
 
 func (m *manifest) cursor() Cursor { return Cursor{Position: m.Position, Chain: m.Chain} }
@@ -49,6 +53,9 @@ func (r *Reader) Checkpoint(ctx context.Context) ([]byte, error) {
 	img := make([]byte, 0, m.Size)
 	seq := m.First
 	for n := 0; n < m.Chunks; {
+		if !r.conn.Connected() {
+			return nil, fmt.Errorf("reading the checkpoint of entry %d: %w", m.Seq, nats.ErrDisconnected)
+		}
 		got := 0
 		bctx, cancel := context.WithTimeout(ctx, batchWithin)
 		msgs, err := jetstreamext.GetBatch(bctx, r.conn.js, r.conn.subjects.checkpointStream(), min(m.Chunks-n, 8),
@@ -97,7 +104,7 @@ func (r *Reader) manifest(ctx context.Context) (*manifest, error) {
 		return nil, fmt.Errorf("reading the newest checkpoint: %w: %w", ErrUnknown, err)
 	}
 	if m.Epoch < r.epoch.Load() {
-		return nil, fmt.Errorf("reading the newest checkpoint: %w: it is of epoch %d, before %d", ErrRollback, m.Epoch, r.epoch.Load())
+		return nil, fmt.Errorf("%w: the newest checkpoint is of epoch %d, and the log of %d", ErrNotFound, m.Epoch, r.epoch.Load())
 	}
 	if m.Chunks < 0 || m.Chunks > maxChunks || m.Size < 0 || m.Size > maxChunks*chunkSize {
 		return nil, fmt.Errorf("reading the newest checkpoint: %w: %d pieces of %d bytes", ErrUnknown, m.Chunks, m.Size)
@@ -107,6 +114,9 @@ func (r *Reader) manifest(ctx context.Context) (*manifest, error) {
 
 // last reads a subject's newest message by direct get, or gives ErrNotFound.
 func (r *Reader) last(ctx context.Context, stream, subject string) (*jetstream.RawStreamMsg, error) {
+	if !r.conn.Connected() {
+		return nil, fmt.Errorf("reading %s: %w", subject, nats.ErrDisconnected)
+	}
 	msgs, err := jetstreamext.GetLastMsgsFor(ctx, r.conn.js, stream, []string{subject})
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", subject, err)
@@ -120,7 +130,44 @@ func (r *Reader) last(ctx context.Context, stream, subject string) (*jetstream.R
 		}
 		return m, nil
 	}
-	return nil, ErrNotFound
+	return nil, fmt.Errorf("reading %s: %w", subject, nats.ErrTimeout) // silence is not absence
+}
+
+// newest gives the newest sequence of each kind: what the log holds, and for what it holds no
+// longer what the newest checkpoint (nil: none) says.
+func (r *Reader) newest(ctx context.Context, m *manifest) (map[Kind]uint64, error) {
+	last := make(map[Kind]uint64)
+	if m != nil {
+		maps.Copy(last, m.Last)
+	}
+	err := retry(ctx, func(ctx context.Context) error {
+		if !r.conn.Connected() {
+			return nats.ErrDisconnected
+		}
+		msgs, err := jetstreamext.GetLastMsgsFor(ctx, r.conn.js, r.conn.subjects.logStream(), []string{r.conn.subjects.log(Any)})
+		if err != nil {
+			return err
+		}
+		err = nats.ErrTimeout // unless there is an answer
+		for msg, merr := range msgs {
+			if errors.Is(merr, jetstreamext.ErrNoMessages) {
+				return nil
+			}
+			if err = merr; err != nil {
+				return err
+			}
+			kind := kindOf(msg.Subject)
+			last[kind] = max(last[kind], msg.Sequence)
+			if msg.Header.Get("Nats-Num-Pending") != "0" {
+				err = nats.ErrTimeout
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the newest entry of each kind: %w", err)
+	}
+	return last, nil
 }
 
 // WriteCheckpoint writes the image of the state at a cursor, and then forgets what it makes
@@ -133,8 +180,15 @@ func (l *Log) WriteCheckpoint(ctx context.Context, at Cursor, image []byte) erro
 	if previous != nil && !previous.Position.Before(at.Position) {
 		return nil // another issuer was here
 	}
+	if len(image) == 0 {
+		return errors.New("writing a checkpoint: the image is empty")
+	}
+	last, err := l.newest(ctx, previous)
+	if err != nil {
+		return err
+	}
 	sum := sha256.Sum256(image)
-	m := &manifest{Position: at.Position, Chain: at.Chain, ID: nuid.Next(), Size: len(image), SHA256: sum[:]}
+	m := &manifest{Position: at.Position, Chain: at.Chain, ID: nuid.Next(), Size: len(image), SHA256: sum[:], Last: last}
 	for rest := image; len(rest) > 0; m.Chunks++ {
 		n := min(chunkSize, len(rest))
 		seq, err := l.publishPiece(ctx, &nats.Msg{Subject: l.conn.subjects.chunk(m.ID), Data: rest[:n]})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"sync"
 	"time"
 
@@ -67,6 +68,9 @@ func (l *Log) AppendIf(ctx context.Context, kind bus.Kind, last uint64, fact bus
 func (l *Log) appendLocked(ctx context.Context, facts []bus.Fact) (bus.Position, error) {
 	if err := ctx.Err(); err != nil {
 		return bus.Position{}, err
+	}
+	if len(facts) == 0 {
+		return bus.Position{}, errors.New("appending to the log: there is nothing to append")
 	}
 	var fail Failure
 	if len(l.failures) > 0 {
