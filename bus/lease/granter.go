@@ -1,0 +1,349 @@
+package lease
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// What signatures of this protocol begin with, so that none can be taken for another.
+const (
+	contextRequest = "sidekey-lease-request-1\x00"
+	contextGrant   = "sidekey-lease-grant-1\x00"
+	contextAck     = "sidekey-ack-1\x00"
+)
+
+func signed(context string, body []byte) []byte { return append([]byte(context), body...) }
+
+// How often an issuer ticks.
+const (
+	tickEvery  = time.Second           // whatever happens
+	tickApart  = 50 * time.Millisecond // sooner when an agent asks, but not more often than this
+	tickWithin = 5 * time.Second       // and no longer on one of them than this
+	maxGrants  = 4096                  // requests answered by one tick; later ones by the next
+)
+
+// GrantLog is where a Granter writes: *bus.Log.
+type GrantLog interface {
+	// WriteGrants writes a list and returns, when it is durable, its place and hash.
+	WriteGrants(ctx context.Context, list []byte) (seq uint64, hash []byte, err error)
+	// AppendTick appends a tick; after an error it may stand in the log all the same.
+	AppendTick(ctx context.Context, t bus.Tick) (bus.Cursor, error)
+}
+
+// GranterConfig is what a Granter needs; all members are required.
+type GranterConfig struct {
+	Issuer    string // this issuer's name
+	Run       string // this process
+	Authority *keyring.Authority
+	Log       GrantLog
+	// Key gives the key that an agent signs with. An error refuses it: it is not enrolled, or removed.
+	Key func(ctx context.Context, agent string) (ed25519.PublicKey, error)
+	// Applied is what this issuer's own verify path has applied.
+	Applied func() uint64
+	Logger  hclog.Logger
+}
+
+// Granter is the issuer's pulse: it ticks at least once a second, and each tick answers the lease
+// requests that had reached it before the tick was made, and no others (PROTOCOL 6).
+type Granter struct {
+	cfg GranterConfig
+
+	mu     sync.Mutex
+	asked  []call
+	ringer chan struct{} // holds one while somebody waits
+}
+
+// call is a request that is proven and waits for its tick.
+type call struct {
+	Request
+	answer func(body, signature []byte) error
+}
+
+// NewGranter makes one; Run runs it.
+func NewGranter(cfg GranterConfig) *Granter {
+	return &Granter{cfg: cfg, ringer: make(chan struct{}, 1)}
+}
+
+// Hear takes a request as it came from the bus. It is answered by the next tick, if it is right; a
+// wrong one is logged and never answered.
+func (g *Granter) Hear(s bus.Spoken) {
+	ctx, cancel := context.WithTimeout(context.Background(), tickWithin)
+	defer cancel()
+	req, err := g.prove(ctx, s)
+	if err != nil {
+		g.cfg.Logger.Warn("refusing a lease", "agent", s.Agent, "error", err)
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.asked) >= maxGrants {
+		return // the agent asks again
+	}
+	g.asked = append(g.asked, call{Request: req, answer: s.Answer})
+	select {
+	case g.ringer <- struct{}{}:
+	default:
+	}
+}
+
+// prove checks that the agent itself asks.
+func (g *Granter) prove(ctx context.Context, s bus.Spoken) (Request, error) {
+	var req Request
+	if err := json.Unmarshal(s.Body, &req); err != nil {
+		return req, fmt.Errorf("the request is no JSON: %w", err)
+	}
+	if err := req.Check(); err != nil {
+		return req, err
+	}
+	if req.Agent != s.Agent {
+		return req, fmt.Errorf("it asks for %q", req.Agent)
+	}
+	key, err := g.cfg.Key(ctx, req.Agent)
+	if err != nil {
+		return req, err
+	}
+	if !ed25519.Verify(key, signed(contextRequest, s.Body), s.Signature) {
+		return req, errors.New("its signature is not the enrolled agent's")
+	}
+	return req, nil
+}
+
+// Run ticks until ctx ends.
+func (g *Granter) Run(ctx context.Context) {
+	for {
+		err := g.tick(ctx)
+		if err != nil && ctx.Err() == nil {
+			g.cfg.Logger.Warn("could not append a tick, trying again", "error", err)
+		}
+		due := time.NewTimer(tickEvery)
+		select {
+		case <-time.After(tickApart):
+		case <-ctx.Done():
+			due.Stop()
+			return
+		}
+		select {
+		case <-g.ringer:
+		case <-due.C:
+		case <-ctx.Done():
+		}
+		due.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// tick writes down who is to be answered, appends the tick, and answers when both are certain. A
+// tick whose fate is unknown answers nobody.
+func (g *Granter) tick(ctx context.Context) error {
+	g.mu.Lock()
+	calls := g.asked
+	g.asked = nil
+	g.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, tickWithin)
+	defer cancel()
+	t := bus.Tick{Run: g.cfg.Run, Applied: g.cfg.Applied()}
+	if len(calls) > 0 {
+		list := List{Issuer: g.cfg.Issuer, Grants: make([]Request, len(calls))}
+		for i := range calls {
+			list.Grants[i] = calls[i].Request
+		}
+		body, err := json.Marshal(list)
+		if err != nil {
+			return fmt.Errorf("writing the grants of a tick: %w", err)
+		}
+		if t.ListSeq, t.Grants, err = g.cfg.Log.WriteGrants(ctx, body); err != nil {
+			return err
+		}
+	}
+	at, err := g.cfg.Log.AppendTick(ctx, t)
+	if err != nil {
+		return err
+	}
+	for _, c := range calls {
+		g.answer(c, at)
+	}
+	return nil
+}
+
+func (g *Granter) answer(c call, at bus.Cursor) {
+	body, err := json.Marshal(Grant{Request: c.Request, Position: at.Position, Chain: at.Chain})
+	if err == nil {
+		err = c.answer(body, g.cfg.Authority.Sign(signed(contextGrant, body)))
+	}
+	if err != nil {
+		g.cfg.Logger.Debug("could not answer a lease request", "agent", c.Agent, "error", err)
+	}
+}
+
+// Bookkeeper feeds a Ledger from the log: it fetches the lists that ticks name, and takes what the
+// agents acknowledge.
+type Bookkeeper struct {
+	Ledger *Ledger
+	// Grants reads a tick's list: bus.Log.ReadGrants.
+	Grants func(ctx context.Context, seq uint64, hash []byte) ([]byte, error)
+	// Held reads the holdings of the newest checkpoint, or gives bus.ErrNotFound.
+	Held func(ctx context.Context) (bus.Cursor, []byte, error)
+	// Key gives the key that an agent signs with; it may be a few seconds old.
+	Key         func(ctx context.Context, agent string) (ed25519.PublicKey, error)
+	IssuerLease time.Duration // how long an issuer goes on after a tick of its own
+	Clock       Clock         // nil: SystemClock
+	Logger      hclog.Logger
+
+	mu     sync.Mutex
+	queue  []noted
+	ringer chan struct{}
+}
+
+// noted is an entry and when it was read.
+type noted struct {
+	entry bus.Entry
+	seen  Reading
+}
+
+// Note takes entries that were read, in order. It does not wait; Run does the rest.
+func (b *Bookkeeper) Note(entries []bus.Entry) {
+	seen := b.clock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, en := range entries {
+		b.queue = append(b.queue, noted{en, seen})
+	}
+	select {
+	case b.ring() <- struct{}{}:
+	default:
+	}
+}
+
+// ring is made at first use; b.mu is held.
+func (b *Bookkeeper) ring() chan struct{} {
+	if b.ringer == nil {
+		b.ringer = make(chan struct{}, 1)
+	}
+	return b.ringer
+}
+
+func (b *Bookkeeper) clock() Reading {
+	if b.Clock != nil {
+		return b.Clock()
+	}
+	return SystemClock()
+}
+
+// Run keeps the ledger until ctx ends. While a list cannot be had the ledger stands still, and no
+// receipt of what comes behind is given: nothing is confirmed on a guess.
+func (b *Bookkeeper) Run(ctx context.Context) {
+	b.mu.Lock()
+	ringer := b.ring()
+	b.mu.Unlock()
+	for {
+		select {
+		case <-ringer:
+		case <-ctx.Done():
+			return
+		}
+		b.mu.Lock()
+		queue := b.queue
+		b.queue = nil
+		b.mu.Unlock()
+		for _, n := range queue {
+			for err := b.take(ctx, n); err != nil; err = b.take(ctx, n) {
+				if ctx.Err() != nil {
+					return
+				}
+				b.Logger.Warn("could not read who was granted a lease, trying again", "seq", n.entry.Seq, "error", err)
+				select {
+				case <-time.After(tickEvery / 2):
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+	}
+}
+
+// take takes one entry into the ledger. One that does not follow on what is read means that the
+// reader took a checkpoint: the ledger takes that one's holdings too.
+func (b *Bookkeeper) take(ctx context.Context, n noted) error {
+	read := b.Ledger.ReadUpTo()
+	if !read.Before(n.entry.Position) {
+		return nil
+	}
+	if n.entry.Seq != read.Seq+1 {
+		if err := b.restore(ctx, n.entry.Position); err != nil {
+			return err
+		}
+		if read = b.Ledger.ReadUpTo(); !read.Before(n.entry.Position) {
+			return nil
+		}
+	}
+	var list List
+	if t, ok := n.entry.Fact.(*bus.Tick); ok && t.Grants != nil {
+		body, err := b.Grants(ctx, t.ListSeq, t.Grants)
+		if errors.Is(err, bus.ErrNotFound) && time.Since(t.At()) > MaxLength {
+			err, body = nil, []byte("{}") // kept for longer than any lease lasts
+		}
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(body, &list); err != nil {
+			return fmt.Errorf("reading the grants of tick %d: %w", n.entry.Seq, err)
+		}
+	}
+	b.Ledger.Read(n.entry, list.Grants, n.seen, b.IssuerLease)
+	return nil
+}
+
+// restore takes the newest checkpoint's holdings, which must reach up to the entry before.
+func (b *Bookkeeper) restore(ctx context.Context, next bus.Position) error {
+	at, body, err := b.Held(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the leases of the newest checkpoint: %w", err)
+	}
+	if at.Epoch != next.Epoch || at.Seq+1 < next.Seq {
+		return fmt.Errorf("reading the leases of the newest checkpoint: it is of entry %d, and %d is read already", at.Seq, next.Seq)
+	}
+	var held []Holding
+	if err := json.Unmarshal(body, &held); err != nil {
+		return fmt.Errorf("reading the leases of the newest checkpoint: %w", err)
+	}
+	b.Ledger.Restore(at, held)
+	return nil
+}
+
+// acked is an acknowledgement as it is sent, signed by the agent's key:
+//
+//	{"agent": "web-1", "run": "…", "epoch": …, "seq": 412, "chain": […]}
+type acked struct {
+	Agent string `json:"agent"`
+	Run   string `json:"run"`
+	bus.Position
+	Chain bus.Chain `json:"chain"`
+}
+
+// Hear takes an acknowledgement as it came from the bus; one that is not the agent's own is passed over.
+func (b *Bookkeeper) Hear(s bus.Spoken) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	var a acked
+	if err := json.Unmarshal(s.Body, &a); err != nil || a.Agent != s.Agent {
+		return
+	}
+	key, err := b.Key(ctx, a.Agent)
+	if err != nil || !ed25519.Verify(key, signed(contextAck, s.Body), s.Signature) {
+		b.Logger.Debug("ignoring an acknowledgement that is not the agent's own", "agent", s.Agent)
+		return
+	}
+	b.Ledger.Acknowledge(Ack{Agent: a.Agent, Run: a.Run, At: a.Position, Chain: a.Chain})
+}
