@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/bus/replica"
 )
 
@@ -90,9 +91,18 @@ type Replica interface {
 	Head() uint64
 }
 
-// Parts are what an Agent is built from. Only Replica is required.
+// Leases tells by which lease the agent may vouch: *lease.Holder. Current may be called at any time.
+type Leases interface {
+	// Current is the lease in force, nil without one.
+	Current() *lease.Lease
+}
+
+// Parts are what an Agent is built from. Replica and Leases are required.
 type Parts struct {
 	Replica   Replica
+	Leases    Leases
+	Clock     lease.Clock          // by which leases end; nil: lease.SystemClock
+	Hurry     func()               // called when a caller wants a fresher lease than the one in force; nil: nobody hears
 	Logger    hclog.Logger         // named by the caller; nil: nothing is logged
 	Now       func() time.Time     // the wall clock; nil: time.Now
 	Connected func() bool          // whether the bus is connected now, for the status; nil: false
@@ -105,6 +115,9 @@ type Parts struct {
 type Agent struct {
 	cfg       Config
 	replica   Replica
+	leases    Leases
+	clock     lease.Clock
+	hurry     func()
 	log       hclog.Logger
 	now       func() time.Time
 	connected func() bool
@@ -126,10 +139,16 @@ func New(cfg Config, parts Parts) (*Agent, error) {
 	if parts.Replica == nil {
 		return nil, errors.New("building the agent: it needs a replica of the log")
 	}
+	if parts.Leases == nil {
+		return nil, errors.New("building the agent: it needs leases, without which it vouches for nobody")
+	}
 	cfg.Audiences = append([]string(nil), cfg.Audiences...) // the caller's slice stays the caller's
 	a := &Agent{
 		cfg:       cfg,
 		replica:   parts.Replica,
+		leases:    parts.Leases,
+		clock:     parts.Clock,
+		hurry:     parts.Hurry,
 		log:       parts.Logger,
 		now:       parts.Now,
 		connected: parts.Connected,
@@ -137,6 +156,12 @@ func New(cfg Config, parts Parts) (*Agent, error) {
 	}
 	if a.log == nil {
 		a.log = hclog.NewNullLogger()
+	}
+	if a.clock == nil {
+		a.clock = lease.SystemClock
+	}
+	if a.hurry == nil {
+		a.hurry = func() {}
 	}
 	if a.now == nil {
 		a.now = time.Now

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 	"unsafe"
 
 	"github.com/sidekey/sidekey/keyring/strictjson"
@@ -12,8 +13,8 @@ import (
 // The members of the JSON bodies that are read strictly: any other is refused by name, for a
 // caller who misspells "scope" must not be told that the token has it.
 var (
-	verifyMembers = []string{"token", "audience", "scope", "at_least_seq"}
-	batchMembers  = []string{"tokens", "audience", "scope", "at_least_seq"}
+	verifyMembers = []string{"token", "audience", "scope", "at_least_seq", "max_staleness"}
+	batchMembers  = []string{"tokens", "audience", "scope", "at_least_seq", "max_staleness"}
 )
 
 // request is the body of /v1/verify or /v1/verify/batch, read. It points into the body.
@@ -60,6 +61,12 @@ func (r *request) member(name string, v strictjson.Value) error {
 	case "at_least_seq":
 		if r.AtLeastSeq, ok = v.Uint(); !ok {
 			return errors.New(`"at_least_seq" must be a whole number`)
+		}
+	case "max_staleness":
+		d, isText := text(v)
+		var err error
+		if r.MaxStaleness, err = time.ParseDuration(d); !isText || err != nil || r.MaxStaleness <= 0 {
+			return errors.New(`"max_staleness" must be a duration over zero, such as "2s"`)
 		}
 	case "tokens":
 		r.tokens = v

@@ -231,7 +231,7 @@ func TestNewRefuses(t *testing.T) {
 		{"connections", "connection limit -1", agent.Config{MaxConnections: -1}, rep},
 		{"no replica", "needs a replica", agent.Config{}, nil},
 	} {
-		_, err := agent.New(c.cfg, agent.Parts{Replica: c.rep})
+		_, err := agent.New(c.cfg, agent.Parts{Replica: c.rep, Leases: always{}})
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %v, want %q in it", c.name, err, c.want)
 		}
@@ -241,7 +241,7 @@ func TestNewRefuses(t *testing.T) {
 // TestClose gives the registry to a second agent once the first has left it, and not before.
 func TestClose(t *testing.T) {
 	rep, registry := newStartingWorld(t).rep, prometheus.NewRegistry()
-	parts := agent.Parts{Replica: rep, Registry: registry}
+	parts := agent.Parts{Replica: rep, Leases: always{}, Registry: registry}
 	first, err := agent.New(agent.Config{}, parts)
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/bus/replica"
 	"github.com/sidekey/sidekey/keyring"
 )
@@ -17,7 +18,8 @@ const (
 	InsufficientScope keyring.Reason = "insufficient_scope"
 	// Starting: the agent has not had its first full sync, and vouches for nobody before it.
 	Starting keyring.Reason = "starting"
-	// Stale: the agent has not applied what the caller asked for.
+	// Stale: the agent has no lease, or none as fresh as the caller asked for, or it has not applied
+	// what the caller asked for: it does not know what the log holds now.
 	Stale keyring.Reason = "stale"
 )
 
@@ -27,6 +29,8 @@ type Query struct {
 	Audience   string // the one audience to accept; "": those of the agent's Config
 	Scope      string // scope tokens, separated by spaces, that the token must have all (RFC 6749 §3.3)
 	AtLeastSeq uint64 // a sequence that a revocation answered: the agent must have applied it
+	// MaxStaleness bounds how old the agent's knowledge may be; 0: as old as its lease may become.
+	MaxStaleness time.Duration
 }
 
 // Verdict is the outcome of a check. The zero Verdict vouches for nothing.
@@ -40,6 +44,8 @@ type Verdict struct {
 	Seq uint64
 	// Description is a fixed sentence for the client (RFC 6750 §3), "" at 200.
 	Description string
+	// Serving: the agent had no lease and went on, as agent.on_stale = "serve" has it.
+	Serving bool
 
 	proof *proof // what was proven; nil but at 200 and 403
 }
@@ -58,28 +64,30 @@ func (v *Verdict) Token() *keyring.Token {
 // view is what one request stands on. It is taken whole before anything else is looked at, and
 // everything in the request is judged by it alone.
 type view struct {
-	snap *replica.Snapshot
-	now  time.Time
+	lease *lease.Lease // taken first: see settle
+	snap  *replica.Snapshot
+	now   time.Time
 }
 
 // Verify is the one decision: every face of the agent asks it, and nothing else accepts a token.
 // It answers from memory and does not wait. The token's bytes are kept by nobody: what is
 // remembered of it is copied.
 //
-// The order within a request (PROTOCOL 2): first look takes what the request stands on, then
-// judge reads ring and revocations, last settle looks once more at what must still hold when
-// the answer leaves. A revocation is visible to judge before a snapshot that covers it is, so
+// The order within a request (PROTOCOL 2): first look takes what the request stands on, the lease
+// before the rest, then judge reads ring and revocations, last settle looks whether that same lease
+// still lives. A revocation is visible to judge before a snapshot that covers it is, so
 // a verdict never claims a sequence whose revocations it has not seen.
 func (a *Agent) Verify(token string, q Query) Verdict {
 	at := a.look()
 	v := a.judge(&at, token, &q)
-	return a.settle(v)
+	return a.settle(&at, v, &q)
 }
 
 // look takes the snapshot, once, and the time. Time is never behind the log: a wall clock that
 // lags would accept what has expired for everybody else (DESIGN §3).
 func (a *Agent) look() view {
-	at := view{snap: a.replica.Snapshot(), now: a.now()}
+	at := view{lease: a.leases.Current()}
+	at.snap, at.now = a.replica.Snapshot(), a.now()
 	if at.snap.TickTime.After(at.now) {
 		at.now = at.snap.TickTime
 	}
@@ -92,7 +100,7 @@ func (a *Agent) judge(at *view, token string, q *Query) Verdict {
 	switch {
 	case !at.snap.Ready:
 		return v.unavailable(Starting)
-	case q.AtLeastSeq > v.Seq:
+	case at.lease == nil, q.AtLeastSeq > v.Seq:
 		return v.unavailable(Stale)
 	}
 	p, err := a.prove(at, token, q.Audience)
@@ -114,9 +122,23 @@ func (a *Agent) judge(at *view, token string, q *Query) Verdict {
 	return v
 }
 
-// settle is the last step of every check, whatever its outcome: what must still hold when the
-// answer leaves is looked at here.
-func (a *Agent) settle(v Verdict) Verdict {
+// settle is the last step of every check, whatever its outcome. The lease that was taken first must
+// still live now that ring and revocations have been read. One renewed meanwhile does not count: it
+// may cover an entry that judge did not see. Without one even a refusal says too much: a key that is
+// unknown here may be known to everybody else.
+func (a *Agent) settle(at *view, v Verdict, q *Query) Verdict {
+	if v.Status != http.StatusServiceUnavailable {
+		now := a.clock()
+		switch {
+		case !at.lease.Vouches(now):
+			v = Verdict{Seq: v.Seq}.unavailable(Stale)
+		case q.MaxStaleness > 0 && at.lease.Age(now) > q.MaxStaleness:
+			a.hurry()
+			v = Verdict{Seq: v.Seq}.unavailable(Stale)
+		default:
+			v.Serving = !at.lease.Live(now)
+		}
+	}
 	a.metrics.verdict(v.Reason)
 	return v
 }
@@ -130,7 +152,7 @@ func (v Verdict) unavailable(reason keyring.Reason) Verdict {
 	v.Status, v.Reason = http.StatusServiceUnavailable, reason
 	v.Description = "the agent has not had its first full sync"
 	if reason == Stale {
-		v.Description = "the agent has not applied the sequence that was asked for"
+		v.Description = "the agent does not know the log's newest state, or not as new as was asked for"
 	}
 	return v
 }

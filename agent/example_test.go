@@ -18,7 +18,7 @@ func Example() {
 	ctx, done := context.WithCancel(context.Background())
 	_ = rep.Follow(ctx, emptyLog{done}) // an empty log: the first full sync is over at once
 
-	a, err := agent.New(agent.Config{Name: "web-1", Leeway: 5 * time.Second}, agent.Parts{Replica: rep})
+	a, err := agent.New(agent.Config{Name: "web-1", Leeway: 5 * time.Second}, agent.Parts{Replica: rep, Leases: always{}})
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -7,11 +7,13 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/valyala/fasthttp"
 
 	"github.com/sidekey/sidekey/agent"
 	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/keyring"
 	"github.com/sidekey/sidekey/keyring/keyringtest"
 )
@@ -181,13 +183,15 @@ func TestJWKS(t *testing.T) {
 
 func TestStatus(t *testing.T) {
 	w := newWorld(t)
+	w.lease.Store(&lease.Lease{Length: time.Minute})
+	w.clock = func() lease.Reading { return lease.Reading{} }
 	w.apply(&bus.Revocation{ID: "gone", ExpiresAt: 1 << 40})
 	token := w.token()
 	for range 3 {
 		w.agent.Verify(token, agent.Query{})
 	}
 	want := fmt.Sprintf(`{"agent":"web-1","run":"run-1","version":"v0.test","connected":true,"epoch":1,"applied_seq":2,"head_seq":2,"stale":false,`+
-		`"keys":[{"kid":%q,"alg":"RS256","state":"active"}],"revocations":1,"cache":{"entries":1,"hits":2,"misses":1}}`, w.key.ID())
+		`"lease_ms":60000,"serving":false,"keys":[{"kid":%q,"alg":"RS256","state":"active"}],"revocations":1,"cache":{"entries":1,"hits":2,"misses":1}}`, w.key.ID())
 	if got := w.listen("unix").do("GET", "/v1/status", ""); got.body != want || got.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("got %s, want %s", got.body, want)
 	}
@@ -197,8 +201,8 @@ func TestStatus(t *testing.T) {
 		t.Errorf("ops: got %s, want the same", rec.Body)
 	}
 	empty, _ := json.Marshal(newStartingWorld(t).agent.Status())
-	if !strings.Contains(string(empty), `"stale":true,"keys":[]`) {
-		t.Errorf("before anything: got %s, want stale, and keys an empty array", empty)
+	if !strings.Contains(string(empty), `"stale":true,"lease_ms":`) {
+		t.Errorf("before anything: got %s, want stale, though it has a lease", empty)
 	}
 }
 

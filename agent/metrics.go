@@ -78,7 +78,9 @@ func (m *metrics) states(a *Agent) []prometheus.Collector {
 	info.Set(1)
 	return []prometheus.Collector{
 		info,
-		gauge("ready", "1 when the agent vouches for tokens.", func() float64 { return truth(a.replica.Snapshot().Ready) }),
+		gauge("ready", "1 when the agent vouches for tokens.", func() float64 { return truth(a.Ready()) }),
+		gauge("lease_seconds", "How long the lease in force lasts.", func() float64 { return float64(a.Status().Lease) / 1000 }),
+		gauge("serving_stale", "1 while the agent goes on without a lease.", func() float64 { return truth(a.Status().Serving) }),
 		gauge("connected", "1 while the bus is connected.", func() float64 { return truth(a.connected()) }),
 		gauge("epoch", "The log's epoch.", func() float64 { return float64(a.replica.Snapshot().Position.Epoch) }),
 		gauge("applied_seq", "The sequence applied.", func() float64 { return float64(a.replica.Snapshot().Position.Seq) }),

@@ -23,7 +23,9 @@ type Status struct {
 	Epoch       uint64      `json:"epoch"`
 	AppliedSeq  uint64      `json:"applied_seq"`
 	HeadSeq     uint64      `json:"head_seq"` // the newest that it knows of
-	Stale       bool        `json:"stale"`    // it vouches for nobody
+	Stale       bool        `json:"stale"`    // it has no lease: it vouches for nobody, unless it serves all the same
+	Lease       int64       `json:"lease_ms"` // how long it may go on without the issuers
+	Serving     bool        `json:"serving"`  // it has no lease and goes on, as agent.on_stale = "serve" has it
 	Keys        []KeyStatus `json:"keys"`
 	Revocations int         `json:"revocations"`
 	Cache       CacheStatus `json:"cache"`
@@ -54,11 +56,17 @@ func (a *Agent) Status() Status {
 		Epoch:       snap.Position.Epoch,
 		AppliedSeq:  snap.Position.Seq,
 		HeadSeq:     max(a.replica.Head(), snap.Position.Seq),
-		Stale:       !snap.Ready,
 		Keys:        []KeyStatus{}, // never null
 		Revocations: a.replica.Revocations(),
 		Cache:       CacheStatus{Entries: a.cache.proofs.Len(), Hits: a.cache.hits.Load(), Misses: a.cache.misses.Load()},
 	}
+	s.Stale = true
+	if l := a.leases.Current(); l != nil {
+		now := a.clock()
+		s.Stale, s.Lease = !l.Live(now), l.Left(now).Milliseconds()
+		s.Serving = s.Stale && l.Vouches(now)
+	}
+	s.Stale = s.Stale || !snap.Ready
 	for _, rec := range snap.Ring.Records() {
 		s.Keys = append(s.Keys, KeyStatus{KeyID: rec.KeyID, Alg: rec.Alg, State: rec.State})
 	}
@@ -86,12 +94,30 @@ func (a *Agent) ops() map[string]func() answer {
 		routeHealth: func() answer { return answer{http.StatusOK, "text/plain; charset=utf-8", "ok\n"} },
 		// The agent vouches for tokens: a balancer may send requests.
 		routeReady: func() answer {
-			if !a.replica.Snapshot().Ready {
-				return answer{http.StatusServiceUnavailable, "text/plain; charset=utf-8", string(Starting) + "\n"}
+			if reason, ok := a.ready(); !ok {
+				return answer{http.StatusServiceUnavailable, "text/plain; charset=utf-8", string(reason) + "\n"}
 			}
 			return answer{http.StatusOK, "text/plain; charset=utf-8", "ok\n"}
 		},
 	}
+}
+
+// ready tells whether the agent vouches, or why not. An outage of the bus does not show here while
+// the lease lasts.
+func (a *Agent) ready() (keyring.Reason, bool) {
+	if !a.replica.Snapshot().Ready {
+		return Starting, false
+	}
+	if l := a.leases.Current(); l == nil || !l.Vouches(a.clock()) {
+		return Stale, false
+	}
+	return "", true
+}
+
+// Ready tells whether the agent vouches for tokens now.
+func (a *Agent) Ready() bool {
+	_, ok := a.ready()
+	return ok
 }
 
 func (w answer) write(ctx *fasthttp.RequestCtx) {

@@ -15,6 +15,9 @@ import (
 // in the log are mended in less.
 const retryAfter = "1"
 
+// fieldStale says, where it is true, that the agent answered without a lease.
+const fieldStale = "Sidekey-Stale"
+
 // maxBatch is the greatest number of tokens in one batch.
 const maxBatch = 1000
 
@@ -98,6 +101,9 @@ func (a *Agent) writeVerdict(ctx *fasthttp.RequestCtx, v *Verdict, scope string)
 	h := &ctx.Response.Header
 	h.SetContentTypeBytes(typeJSON)
 	ctx.Response.SetStatusCode(v.Status)
+	if v.Serving {
+		h.Set(fieldStale, "true")
+	}
 	switch v.Status {
 	case http.StatusOK:
 		// One copy, from the parts to the response: they belong to every request for this token.

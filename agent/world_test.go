@@ -20,6 +20,7 @@ import (
 
 	"github.com/sidekey/sidekey/agent"
 	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/bus/replica"
 	"github.com/sidekey/sidekey/keyring"
 	"github.com/sidekey/sidekey/keyring/keyringtest"
@@ -34,8 +35,21 @@ type world struct {
 	key     *keyring.Key // RS256, active
 	secrets map[string]*keyring.Key
 	skew    atomic.Int64 // nanoseconds that the agent's clock is ahead
+	lease   atomic.Pointer[lease.Lease]
+	clock   lease.Clock // by which leases end
+	hurried atomic.Int64
 	seq     uint64
 }
+
+// Current makes a world the agent's leases.
+func (w *world) Current() *lease.Lease { return w.lease.Load() }
+
+// always is a lease that does not end.
+type always struct{}
+
+func (always) Current() *lease.Lease { return &endless }
+
+var endless = lease.Lease{Begin: lease.SystemClock(), Length: 24 * time.Hour, Mode: lease.Refuse}
 
 // emptyLog has nothing to read: following it is a first full sync.
 type emptyLog struct{ done context.CancelFunc }
@@ -75,12 +89,17 @@ func newStartingWorld(t testing.TB, change ...func(*agent.Config)) *world {
 }
 
 func (w *world) build(rep agent.Replica, change ...func(*agent.Config)) {
+	w.lease.Store(&endless)
+	w.clock = lease.SystemClock
 	cfg := agent.Config{Name: "web-1", Version: "v0.test", Leeway: 5 * time.Second}
 	for _, c := range change {
 		c(&cfg)
 	}
 	a, err := agent.New(cfg, agent.Parts{
 		Replica:   rep,
+		Leases:    w,
+		Clock:     func() lease.Reading { return w.clock() },
+		Hurry:     func() { w.hurried.Add(1) },
 		Logger:    hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: w.log}),
 		Now:       func() time.Time { return time.Now().Add(time.Duration(w.skew.Load())) },
 		Connected: func() bool { return true },

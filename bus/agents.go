@@ -1,28 +1,20 @@
 package bus
 
 import (
+	"crypto/ed25519"
 	"encoding/json"
 	"time"
 )
 
 // Registration is how an agent makes itself known, at each start:
 //
-//	{"agent": "web-1", "run": "…", "version": "v1.0.0", "sealing_key": "base64"}
+//	{"agent": "web-1", "run": "…", "version": "v1.0.0", "signing_key": "base64", "sealing_key": "base64"}
 type Registration struct {
 	Agent      string `json:"agent"` // its name, unique in the fleet
 	Run        string `json:"run"`   // this process: a random id
 	Version    string `json:"version"`
+	SigningKey []byte `json:"signing_key"` // public, Ed25519: its lease requests and acknowledgements are signed with it
 	SealingKey []byte `json:"sealing_key"` // public, MLKEM768X25519: HS256 secrets are sealed to it
-}
-
-// Acknowledgement says that all up to a position is visible to an agent's verify path and its
-// cache. Acknowledgements are cumulative.
-//
-//	{"agent": "web-1", "run": "…", "epoch": 1767225600000, "seq": 412}
-type Acknowledgement struct {
-	Agent string `json:"agent"`
-	Run   string `json:"run"`
-	Position
 }
 
 // AgentInfo is what the issuers know of one agent.
@@ -30,21 +22,10 @@ type AgentInfo struct {
 	Name       string
 	Run        string // of the newest process under that name
 	Version    string
-	Position   // acknowledged; zero: nothing yet
+	Position   // applied, by its own status; zero: not heard
 	Seen       time.Time
 	Registered time.Time
+	SigningKey ed25519.PublicKey
 	SealingKey []byte
 	Status     json.RawMessage // the agent's own words, informative
-}
-
-// Split parts agents into those that have acknowledged pos and those that have not, by name.
-func Split(agents []AgentInfo, pos Position) (applied, pending []string) {
-	for _, a := range agents {
-		if a.Position.Before(pos) {
-			pending = append(pending, a.Name)
-		} else {
-			applied = append(applied, a.Name)
-		}
-	}
-	return applied, pending
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -35,6 +36,7 @@ type manifest struct {
 	First  uint64 `json:"first"` // sequence of its first chunk in the checkpoint stream
 	Chunks int    `json:"chunks"`
 	Size   int    `json:"size"`
+	Held   int    `json:"held"`   // of Size, the last bytes: who may hold leases (lease.Holding), for issuers
 	SHA256 []byte `json:"sha256"` // of the image
 	// The newest sequence of each kind, which outlives the purge of that entry: AppendIf asks for it.
 	Last map[Kind]uint64 `json:"last"`
@@ -46,15 +48,33 @@ func signedManifest(body []byte) []byte { return append([]byte("sidekey-checkpoi
 
 // Checkpoint gives the newest image, proven, or ErrNotFound.
 func (r *Reader) Checkpoint(ctx context.Context) ([]byte, error) {
-	m, err := r.manifest(ctx)
+	m, content, err := r.content(ctx)
 	if err != nil {
 		return nil, err
+	}
+	return content[:len(content)-m.Held], nil
+}
+
+// Held gives what the newest checkpoint says of leases, and where it stands, or ErrNotFound.
+func (r *Reader) Held(ctx context.Context) (Cursor, []byte, error) {
+	m, content, err := r.content(ctx)
+	if err != nil {
+		return Cursor{}, nil, err
+	}
+	return m.cursor(), content[len(content)-m.Held:], nil
+}
+
+// content reads all of the newest checkpoint and checks it against the signed hash.
+func (r *Reader) content(ctx context.Context) (*manifest, []byte, error) {
+	m, err := r.manifest(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
 	img := make([]byte, 0, m.Size)
 	seq := m.First
 	for n := 0; n < m.Chunks; {
 		if !r.conn.Connected() {
-			return nil, fmt.Errorf("reading the checkpoint of entry %d: %w", m.Seq, nats.ErrDisconnected)
+			return nil, nil, fmt.Errorf("reading the checkpoint of entry %d: %w", m.Seq, nats.ErrDisconnected)
 		}
 		got := 0
 		bctx, cancel := context.WithTimeout(ctx, batchWithin)
@@ -73,14 +93,14 @@ func (r *Reader) Checkpoint(ctx context.Context) ([]byte, error) {
 		}
 		cancel()
 		if err != nil || got == 0 {
-			return nil, fmt.Errorf("reading the checkpoint of entry %d, piece %d of %d: %w", m.Seq, n+got+1, m.Chunks, errors.Join(err, errIncomplete))
+			return nil, nil, fmt.Errorf("reading the checkpoint of entry %d, piece %d of %d: %w", m.Seq, n+got+1, m.Chunks, errors.Join(err, errIncomplete))
 		}
 		n += got
 	}
 	if sum := sha256.Sum256(img); len(img) != m.Size || !bytes.Equal(sum[:], m.SHA256) {
-		return nil, fmt.Errorf("reading the checkpoint of entry %d: %w: its hash is not the signed one", m.Seq, ErrForged)
+		return nil, nil, fmt.Errorf("reading the checkpoint of entry %d: %w: its hash is not the signed one", m.Seq, ErrForged)
 	}
-	return img, nil
+	return m, img, nil
 }
 
 var errIncomplete = errors.New("a piece is missing; was a newer checkpoint written meanwhile?")
@@ -106,7 +126,7 @@ func (r *Reader) manifest(ctx context.Context) (*manifest, error) {
 	if m.Epoch < r.epoch.Load() {
 		return nil, fmt.Errorf("%w: the newest checkpoint is of epoch %d, and the log of %d", ErrNotFound, m.Epoch, r.epoch.Load())
 	}
-	if m.Chunks < 0 || m.Chunks > maxChunks || m.Size < 0 || m.Size > maxChunks*chunkSize {
+	if m.Chunks < 0 || m.Chunks > maxChunks || m.Size < 0 || m.Size > maxChunks*chunkSize || m.Held < 0 || m.Held > m.Size {
 		return nil, fmt.Errorf("reading the newest checkpoint: %w: %d pieces of %d bytes", ErrUnknown, m.Chunks, m.Size)
 	}
 	return m, nil
@@ -170,9 +190,9 @@ func (r *Reader) newest(ctx context.Context, m *manifest) (map[Kind]uint64, erro
 	return last, nil
 }
 
-// WriteCheckpoint writes the image of the state at a cursor, and then forgets what it makes
+// WriteCheckpoint writes the image of the state at a cursor, with what is held by then of leases, and then forgets what it makes
 // needless: all checkpoints but the last two, and the log behind the older of them.
-func (l *Log) WriteCheckpoint(ctx context.Context, at Cursor, image []byte) error {
+func (l *Log) WriteCheckpoint(ctx context.Context, at Cursor, image, held []byte) error {
 	previous, err := l.manifest(ctx)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
@@ -187,9 +207,10 @@ func (l *Log) WriteCheckpoint(ctx context.Context, at Cursor, image []byte) erro
 	if err != nil {
 		return err
 	}
-	sum := sha256.Sum256(image)
-	m := &manifest{Position: at.Position, Chain: at.Chain, ID: nuid.Next(), Size: len(image), SHA256: sum[:], Last: last}
-	for rest := image; len(rest) > 0; m.Chunks++ {
+	content := slices.Concat(image, held)
+	sum := sha256.Sum256(content)
+	m := &manifest{Position: at.Position, Chain: at.Chain, ID: nuid.Next(), Size: len(content), Held: len(held), SHA256: sum[:], Last: last}
+	for rest := content; len(rest) > 0; m.Chunks++ {
 		n := min(chunkSize, len(rest))
 		seq, err := l.publishPiece(ctx, &nats.Msg{Subject: l.conn.subjects.chunk(m.ID), Data: rest[:n]})
 		if err != nil {

@@ -20,7 +20,7 @@ type theLog interface {
 	Tick(ctx context.Context) (bus.Position, error)
 	Follow(ctx context.Context, after bus.Cursor, fn func([]bus.Entry, uint64) error) error
 	Checkpoint(ctx context.Context) ([]byte, error)
-	WriteCheckpoint(ctx context.Context, at bus.Cursor, image []byte) error
+	WriteCheckpoint(ctx context.Context, at bus.Cursor, image, held []byte) error
 }
 
 // TestLogContract holds the log in memory and the log on NATS to one contract.
@@ -295,7 +295,7 @@ func checkCheckpoint(t *testing.T, l theLog) {
 	}
 	mustAppend(t, l, revocation("a"))
 	got := collect(t, l, bus.Cursor{}, 1)
-	if err := l.WriteCheckpoint(t.Context(), got[0].Cursor(), image); err != nil {
+	if err := l.WriteCheckpoint(t.Context(), got[0].Cursor(), image, []byte("held")); err != nil {
 		t.Fatalf("WriteCheckpoint: %v", err)
 	}
 	back, err := l.Checkpoint(t.Context())

@@ -1,7 +1,10 @@
 package bus
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,14 +26,21 @@ const (
 
 // agentRecord is an agent in the bucket "agents", under Name(agent):
 //
-//	{"agent": "web-1", "run": "…", "version": "v1.0.0", "sealing_key": "base64", "registered": 1767225600}
+//	{"agent": "web-1", "run": "…", "version": "v1.0.0", "signing_key": "base64", "sealing_key": "base64", "registered": 1767225600}
 type agentRecord struct {
 	Registration
 	Registered int64 `json:"registered"` // NumericDate of its first registration
 }
 
-// Fleet is the issuers' view of the agents: who is registered, what each has acknowledged, how it
-// says it is. Registrations are in a bucket; the rest is heard on the bus and kept in memory, so an
+// keyAge bounds how long an agent that was struck off may still be heard.
+const keyAge = 5 * time.Second
+
+type signingKey struct {
+	key  ed25519.PublicKey
+	read time.Time
+}
+
+// Fleet is the issuers' view of the agents: who is registered, and how each says it is. Registrations are in a bucket; the rest is heard on the bus and kept in memory, so an
 // issuer that has just started hears it again within seconds.
 type Fleet struct {
 	conn       *Conn
@@ -40,20 +50,20 @@ type Fleet struct {
 
 	mu      sync.Mutex
 	heard   map[string]*AgentInfo // by name; of registered ones only Run, Position, Seen and Status
+	signing map[string]signingKey // by name
 	changed chan struct{}
 }
 
 // OpenFleet begins to listen. onRegister is called for each registration before it is answered,
 // with the record already written; its error is the agent's answer, and the agent tries again.
 func OpenFleet(c *Conn, agents *Bucket, onRegister func(context.Context, Registration) error) (*Fleet, error) {
-	f := &Fleet{conn: c, agents: agents, onRegister: onRegister, heard: make(map[string]*AgentInfo), changed: make(chan struct{})}
+	f := &Fleet{conn: c, agents: agents, onRegister: onRegister, heard: make(map[string]*AgentInfo), signing: make(map[string]signingKey), changed: make(chan struct{})}
 	for _, s := range []struct {
 		subject string
 		handle  nats.MsgHandler
 		queue   string
 	}{
 		{c.subjects.register(), f.register, "issuers"},
-		{c.subjects.ack(Any), f.acknowledge, ""},
 		{c.subjects.status(Any), f.status, ""},
 	} {
 		var sub *nats.Subscription
@@ -94,12 +104,10 @@ func (f *Fleet) Agents(ctx context.Context) ([]AgentInfo, error) {
 		if err := json.Unmarshal(rec.Value, &a); err != nil {
 			return nil, fmt.Errorf("reading the record of an agent: %w", err)
 		}
-		info := AgentInfo{Name: a.Agent, Run: a.Run, Version: a.Version, SealingKey: a.SealingKey, Registered: time.Unix(a.Registered, 0)}
+		info := AgentInfo{Name: a.Agent, Run: a.Run, Version: a.Version, SigningKey: a.SigningKey, SealingKey: a.SealingKey, Registered: time.Unix(a.Registered, 0)}
 		if h := f.heard[a.Agent]; h != nil {
 			info.Seen, info.Status = h.Seen, h.Status
-			if h.Run == a.Run {
-				info.Position = h.Position
-			}
+			info.Run, info.Version, info.Position = cmp.Or(h.Run, info.Run), cmp.Or(h.Version, info.Version), h.Position
 		}
 		all = append(all, info)
 	}
@@ -107,11 +115,32 @@ func (f *Fleet) Agents(ctx context.Context) ([]AgentInfo, error) {
 	return all, nil
 }
 
-// Acknowledged parts the registered agents into those that have applied all up to pos, and the others.
-func (f *Fleet) Acknowledged(ctx context.Context, pos Position) (applied, pending []string, err error) {
-	agents, err := f.Agents(ctx)
-	applied, pending = Split(agents, pos)
-	return applied, pending, err
+// SigningKey gives the key that an agent signs with, read from the bucket now. ErrNotFound: no such
+// agent is registered.
+func (f *Fleet) SigningKey(ctx context.Context, agent string) (ed25519.PublicKey, error) {
+	rec, err := f.agents.Get(ctx, Name(agent))
+	if err != nil {
+		return nil, fmt.Errorf("looking for agent %q: %w", agent, err)
+	}
+	var a agentRecord
+	if err := json.Unmarshal(rec.Value, &a); err != nil || len(a.SigningKey) != ed25519.PublicKeySize {
+		return nil, fmt.Errorf("reading the record of agent %q: it has no signing key", agent)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.signing[agent] = signingKey{key: a.SigningKey, read: time.Now()}
+	return a.SigningKey, nil
+}
+
+// KnownSigningKey is SigningKey from memory, while that is at most keyAge old.
+func (f *Fleet) KnownSigningKey(ctx context.Context, agent string) (ed25519.PublicKey, error) {
+	f.mu.Lock()
+	known, ok := f.signing[agent]
+	f.mu.Unlock()
+	if ok && time.Since(known.read) < keyAge {
+		return known.key, nil
+	}
+	return f.SigningKey(ctx, agent)
 }
 
 // Remove strikes an agent off, or gives ErrNotFound.
@@ -127,7 +156,7 @@ func (f *Fleet) Remove(ctx context.Context, name string) error {
 	return nil
 }
 
-// Changed is closed when an agent registers, acknowledges or is removed after the call.
+// Changed is closed when an agent registers, is heard or is removed after the call.
 func (f *Fleet) Changed() <-chan struct{} {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -194,8 +223,8 @@ func (f *Fleet) enter(ctx context.Context, reg Registration) error {
 	if err := checkAgentName(reg.Agent); err != nil {
 		return err
 	}
-	if len(reg.Run) == 0 || len(reg.Run) > 64 || len(reg.Version) > 128 || len(reg.SealingKey) == 0 || len(reg.SealingKey) > 4096 {
-		return errors.New("a registration needs a run and a sealing key")
+	if len(reg.Run) == 0 || len(reg.Run) > 64 || len(reg.Version) > 128 || len(reg.SigningKey) != ed25519.PublicKeySize || len(reg.SealingKey) == 0 || len(reg.SealingKey) > 4096 {
+		return errors.New("a registration needs a run, a signing key and a sealing key")
 	}
 	for {
 		rec := agentRecord{Registration: reg, Registered: time.Now().Unix()}
@@ -204,6 +233,9 @@ func (f *Fleet) enter(ctx context.Context, reg Registration) error {
 			var was agentRecord
 			if err := json.Unmarshal(old.Value, &was); err != nil {
 				return fmt.Errorf("reading the record of agent %q: %w", reg.Agent, err)
+			}
+			if !bytes.Equal(was.SigningKey, reg.SigningKey) {
+				return fmt.Errorf("an agent named %q is registered with another key; give this one another agent.name, or remove that one first (sidekey agents remove)", reg.Agent)
 			}
 			rec.Registered = was.Registered
 		} else if !errors.Is(err, ErrNotFound) {
@@ -229,30 +261,21 @@ func (f *Fleet) enter(ctx context.Context, reg Registration) error {
 	}
 }
 
-func (f *Fleet) acknowledge(m *nats.Msg) {
-	var ack Acknowledgement
-	if err := json.Unmarshal(m.Data, &ack); err != nil || m.Subject != f.conn.subjects.ack(encodePart(ack.Agent)) || !f.registered(ack.Agent) {
-		return
-	}
-	f.hear(ack.Agent, func(a *AgentInfo) {
-		a.Seen = time.Now()
-		if a.Run != ack.Run {
-			a.Run, a.Position = ack.Run, Position{}
-		}
-		if a.Position.Before(ack.Position) { // cumulative; core NATS may deliver an older one late
-			a.Position = ack.Position
-		}
-	})
-}
-
 func (f *Fleet) status(m *nats.Msg) {
 	var s struct {
-		Agent string `json:"agent"`
+		Agent   string `json:"agent"`
+		Run     string `json:"run"`
+		Version string `json:"version"`
+		Epoch   uint64 `json:"epoch"`
+		Applied uint64 `json:"applied_seq"`
 	}
 	if len(m.Data) > maxStatus || json.Unmarshal(m.Data, &s) != nil || m.Subject != f.conn.subjects.status(encodePart(s.Agent)) || !f.registered(s.Agent) {
 		return
 	}
-	f.hear(s.Agent, func(a *AgentInfo) { a.Seen, a.Status = time.Now(), m.Data })
+	f.hear(s.Agent, func(a *AgentInfo) {
+		a.Run, a.Version, a.Position = s.Run, s.Version, Position{Epoch: s.Epoch, Seq: s.Applied}
+		a.Seen, a.Status = time.Now(), m.Data
+	})
 }
 
 func checkAgentName(name string) error {

@@ -8,18 +8,13 @@ import (
 	"time"
 )
 
-// How often an agent speaks.
-const (
-	ackPause    = 50 * time.Millisecond // acknowledgements: at once, then at most 20 a second
-	statusEvery = 10 * time.Second
-)
+// statusEvery is how often an agent tells its status.
+const statusEvery = 10 * time.Second
 
-// Link is an agent's side of the fleet: it registers, acknowledges and tells its status.
+// Link is an agent's side of the fleet: it registers and tells its status.
 type Link struct {
 	Conn         *Conn
 	Registration Registration
-	Applied      func() Position        // what is visible to the verify path
-	Changed      func() <-chan struct{} // closed when Applied grows
 	Status       func() ([]byte, error) // JSON with the member "agent"
 }
 
@@ -40,19 +35,9 @@ func (l *Link) Run(ctx context.Context) {
 		}
 	}
 	l.Conn.log.Info("registered", "agent", l.Registration.Agent)
-	status := time.NewTicker(statusEvery)
-	defer status.Stop()
 	for {
-		changed := l.Changed()
-		l.acknowledge()
-		select {
-		case <-changed:
-			if !sleep(ctx, ackPause) {
-				return
-			}
-		case <-status.C:
-			l.tell()
-		case <-ctx.Done():
+		l.tell()
+		if !sleep(ctx, statusEvery) {
 			return
 		}
 	}
@@ -80,20 +65,6 @@ func (l *Link) register(ctx context.Context) error {
 		return fmt.Errorf("registering agent %q: the issuer answered: %w", l.Registration.Agent, errors.New(ans.Error))
 	}
 	return nil
-}
-
-func (l *Link) acknowledge() {
-	pos := l.Applied()
-	if pos == (Position{}) || !l.Conn.Connected() {
-		return
-	}
-	body, err := json.Marshal(Acknowledgement{Agent: l.Registration.Agent, Run: l.Registration.Run, Position: pos})
-	if err == nil {
-		err = l.Conn.nc.Publish(l.Conn.subjects.ack(encodePart(l.Registration.Agent)), body)
-	}
-	if err != nil {
-		l.Conn.log.Debug("could not acknowledge", "error", err)
-	}
 }
 
 func (l *Link) tell() {

@@ -109,7 +109,7 @@ func AgentPermissions(prefix string) *server.Permissions {
 		direct = append(direct, "$JS.API.DIRECT.GET."+stream, "$JS.API.DIRECT.GET."+stream+".>")
 	}
 	return &server.Permissions{
-		Publish:   &server.SubjectPermission{Allow: append(direct, s.register(), s.ack(Any), s.status(Any))},
+		Publish:   &server.SubjectPermission{Allow: append(direct, s.register(), s.lease(Any), s.ack(Any), s.status(Any))},
 		Subscribe: &server.SubjectPermission{Allow: []string{s.live(">"), agentInbox + ".>"}},
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/bus/replica"
 	"github.com/sidekey/sidekey/keyring"
 )
@@ -50,10 +51,12 @@ type Replica interface {
 // Fleet tells of the agents. An issuer asks it before a key may sign.
 type Fleet interface {
 	Agents(ctx context.Context) ([]bus.AgentInfo, error)
-	// Acknowledged parts the agents into those that have applied pos and those that have not.
-	Acknowledged(ctx context.Context, pos bus.Position) (applied, pending []string, err error)
+	// Receipt tells who may still be vouching without knowing the entry at pos, as it stands now
+	// (PROTOCOL 4). It waits until this issuer has read the log up to there.
+	Receipt(ctx context.Context, pos bus.Position) (*lease.Receipt, error)
 	Remove(ctx context.Context, name string) error // bus.ErrNotFound
-	// Changed is closed when an agent has acknowledged, come or gone.
+	// Changed is closed when an agent has acknowledged, come or gone. That a lease has ended is no
+	// change: look again by the clock.
 	Changed() <-chan struct{}
 }
 

@@ -74,11 +74,12 @@ func (i *Issuer) Revoke(ctx context.Context, t Target) (*Receipt, error) {
 // receipt asks who has acknowledged pos. It is of use also where that fails.
 func (i *Issuer) receipt(ctx context.Context, pos bus.Position) (Receipt, error) {
 	r := Receipt{Seq: pos.Seq, Applied: []string{}, Fenced: []string{}, Pending: []string{}}
-	applied, pending, err := i.Fleet.Acknowledged(ctx, pos)
+	rec, err := i.Fleet.Receipt(ctx, pos)
 	if err != nil {
 		return r, unavailable("asking who has acknowledged", "the log", err)
 	}
-	r.Applied, r.Pending = append(r.Applied, applied...), append(r.Pending, pending...)
+	r.Confirmed = rec.Settled()
+	r.Applied, r.Fenced, r.Pending = append(r.Applied, rec.Applied...), append(r.Fenced, rec.Fenced...), append(r.Pending, rec.Pending...)
 	return r, nil
 }
 

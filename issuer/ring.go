@@ -109,11 +109,11 @@ func (i *Issuer) waitingKey(ctx context.Context, ring *keyring.Ring) (*keyring.K
 
 // pending names the agents that have not acknowledged a key's newest entry.
 func (i *Issuer) pending(ctx context.Context, snap *replica.Snapshot, rec *keyring.KeyRecord) ([]string, error) {
-	_, pending, err := i.Fleet.Acknowledged(ctx, bus.Position{Epoch: snap.Position.Epoch, Seq: rec.Seq})
+	receipt, err := i.Fleet.Receipt(ctx, bus.Position{Epoch: snap.Position.Epoch, Seq: rec.Seq})
 	if err != nil {
 		return nil, unavailable("asking who has acknowledged key", rec.KeyID, err)
 	}
-	return pending, nil
+	return receipt.Pending, nil
 }
 
 // announce makes a key, keeps its private half in the bucket, and then tells everybody of it. It

@@ -23,6 +23,7 @@ type KeyStatus struct {
 	Audience    string    // HS256: the one audience of its tokens
 	ActivatesAt time.Time // announced: the earliest; zero: it only verifies
 	Applied     []string  // agents that have acknowledged its newest entry
+	Fenced      []string  // those that cannot be vouching without it: their leases have ended
 	Pending     []string  // those that have not
 	Done        bool      // what was asked for is so; else it waits for Pending or ActivatesAt
 }
@@ -218,9 +219,11 @@ func (i *Issuer) Key(ctx context.Context, kid string) (*KeyStatus, error) {
 	}
 	st := &all[at]
 	pos := bus.Position{Epoch: i.Replica.Snapshot().Position.Epoch, Seq: st.Seq}
-	if st.Applied, st.Pending, err = i.Fleet.Acknowledged(ctx, pos); err != nil {
+	receipt, err := i.Fleet.Receipt(ctx, pos)
+	if err != nil {
 		return nil, unavailable("asking who has acknowledged key", kid, err)
 	}
+	st.Applied, st.Fenced, st.Pending = receipt.Applied, receipt.Fenced, receipt.Pending
 	if k, err := i.privateKey(ctx, kid); err == nil && k.sign && st.State == keyring.Announced {
 		st.ActivatesAt = k.activateAt
 	}

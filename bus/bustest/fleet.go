@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/lease"
 )
 
 // Fleet is a fleet in memory, with *bus.Fleet's contract. The zero value has no agents.
@@ -69,11 +70,21 @@ func (f *Fleet) Remove(_ context.Context, name string) error {
 	return nil
 }
 
-// Acknowledged is *bus.Fleet's.
-func (f *Fleet) Acknowledged(ctx context.Context, pos bus.Position) (applied, pending []string, err error) {
+// Receipt is a ledger's, for agents of one run each that all hold leases which never end.
+func (f *Fleet) Receipt(ctx context.Context, pos bus.Position) (*lease.Receipt, error) {
 	agents, err := f.Agents(ctx)
-	applied, pending = bus.Split(agents, pos)
-	return applied, pending, err
+	if err != nil {
+		return nil, err
+	}
+	rec := new(lease.Receipt)
+	for _, a := range agents {
+		if a.Position.Before(pos) {
+			rec.Pending = append(rec.Pending, a.Name)
+		} else {
+			rec.Applied = append(rec.Applied, a.Name)
+		}
+	}
+	return rec, nil
 }
 
 // Changed is *bus.Fleet's.

@@ -166,7 +166,7 @@ func (l *Log) Checkpoint(context.Context) ([]byte, error) {
 }
 
 // WriteCheckpoint is *bus.Log's, but for purging: see Purge.
-func (l *Log) WriteCheckpoint(_ context.Context, _ bus.Cursor, image []byte) error {
+func (l *Log) WriteCheckpoint(_ context.Context, _ bus.Cursor, image, _ []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.checkpoint = image

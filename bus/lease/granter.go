@@ -74,14 +74,23 @@ func NewGranter(cfg GranterConfig) *Granter {
 	return &Granter{cfg: cfg, ringer: make(chan struct{}, 1)}
 }
 
+// refusal is the answer to a request that is not granted. It is not signed, and believed for nothing
+// but to try again: {"error": "…"}.
+type refusal struct {
+	Error string `json:"error"`
+}
+
 // Hear takes a request as it came from the bus. It is answered by the next tick, if it is right; a
-// wrong one is logged and never answered.
+// wrong one is refused at once.
 func (g *Granter) Hear(s bus.Spoken) {
 	ctx, cancel := context.WithTimeout(context.Background(), tickWithin)
 	defer cancel()
 	req, err := g.prove(ctx, s)
 	if err != nil {
 		g.cfg.Logger.Warn("refusing a lease", "agent", s.Agent, "error", err)
+		if body, merr := json.Marshal(refusal{err.Error()}); merr == nil {
+			s.Answer(body, nil) //nolint:errcheck // it asks again anyway
+		}
 		return
 	}
 	g.mu.Lock()

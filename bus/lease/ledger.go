@@ -2,6 +2,9 @@ package lease
 
 import (
 	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -265,6 +268,29 @@ func (l *Ledger) Holdings() []Holding {
 	}
 	slices.SortFunc(held, func(a, b Holding) int { return cmp.Or(cmp.Compare(a.Agent, b.Agent), cmp.Compare(a.Run, b.Run)) })
 	return held
+}
+
+// Await returns when log and grants are read up to a position, or with ctx's error.
+func (l *Ledger) Await(ctx context.Context, at bus.Position) error {
+	for {
+		changed := l.Changed()
+		if !l.ReadUpTo().Before(at) {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting until the leases granted before entry %d are known: %w", at.Seq, ctx.Err())
+		}
+	}
+}
+
+// Image gives the Holdings as a checkpoint has them, once they are known up to a position.
+func (l *Ledger) Image(ctx context.Context, at bus.Position) ([]byte, error) {
+	if err := l.Await(ctx, at); err != nil {
+		return nil, err
+	}
+	return json.Marshal(l.Holdings())
 }
 
 func (l *Ledger) change(do func(now Reading)) {

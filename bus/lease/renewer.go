@@ -121,6 +121,11 @@ func (r *Renewer) ask(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(ans.Signature) == 0 {
+		var no refusal
+		json.Unmarshal(ans.Body, &no) //nolint:errcheck // what cannot be read is a refusal too
+		return fmt.Errorf("asking for a lease: the issuer refused: %q", no.Error)
+	}
 	if !r.Authority.Verify(signed(contextGrant, ans.Body), ans.Signature) {
 		return fmt.Errorf("taking a lease: %w", bus.ErrForged)
 	}

@@ -12,12 +12,14 @@ import (
 // CheckpointWriter is where KeepCheckpoints writes. An image that is not ahead of the newest
 // checkpoint is passed over, so that any number of issuers may write.
 type CheckpointWriter interface {
-	WriteCheckpoint(ctx context.Context, at bus.Cursor, image []byte) error
+	WriteCheckpoint(ctx context.Context, at bus.Cursor, image, held []byte) error
 }
 
 // KeepCheckpoints writes r's image whenever so many entries, or so much time, has passed since the
-// last, until ctx ends. A failure is logged and tried again.
-func KeepCheckpoints(ctx context.Context, r *Replica, to CheckpointWriter, every time.Duration, entries uint64, log hclog.Logger) {
+// last, until ctx ends. held gives who may hold leases, once that is known up to the image's
+// position: it is taken after the image, so that no grant falls between the two. A failure is logged
+// and tried again.
+func KeepCheckpoints(ctx context.Context, r *Replica, to CheckpointWriter, held func(context.Context, bus.Position) ([]byte, error), every time.Duration, entries uint64, log hclog.Logger) {
 	look := time.NewTicker(min(every, 5*time.Second))
 	defer look.Stop()
 	last, when := r.Snapshot().Position.Seq, time.Now()
@@ -32,8 +34,12 @@ func KeepCheckpoints(ctx context.Context, r *Replica, to CheckpointWriter, every
 			continue
 		}
 		img, cursor, err := r.Image()
+		var leases []byte
 		if err == nil {
-			err = to.WriteCheckpoint(ctx, cursor, img)
+			leases, err = held(ctx, cursor.Position)
+		}
+		if err == nil {
+			err = to.WriteCheckpoint(ctx, cursor, img, leases)
 		}
 		if err != nil {
 			if ctx.Err() == nil {

@@ -60,7 +60,7 @@ func (r *Replica) followOnce(ctx context.Context, log Log) error {
 			return err
 		}
 	}
-	err := log.Follow(ctx, r.cursor(), r.take)
+	err := log.Follow(ctx, r.Cursor(), r.take)
 	switch {
 	case errors.Is(err, bus.ErrBehind):
 		return r.takeCheckpoint(ctx, log)
@@ -104,12 +104,6 @@ func (r *Replica) restart() {
 	r.chain = bus.Chain{}
 	r.head.Store(0)
 	r.publish(&Snapshot{Ring: keyring.NewRing(old.Ring.Issuer(), old.Ring.Audience()), TickTime: old.TickTime})
-}
-
-func (r *Replica) cursor() bus.Cursor {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return bus.Cursor{Position: r.cur.Load().Position, Chain: r.chain}
 }
 
 // note logs why following ended, and keeps what an operator must see as the Fault.

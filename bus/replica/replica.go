@@ -52,9 +52,13 @@ type Replica struct {
 
 	mu      sync.Mutex // held by the writer
 	chain   bus.Chain
-	keys    map[string]*bus.KeyFact // by kid, boxes united
-	changed chan struct{}           // closed at the next snapshot
+	chains  [rememberedChains]bus.Cursor // the newest, by sequence
+	keys    map[string]*bus.KeyFact      // by kid, boxes united
+	changed chan struct{}                // closed at the next snapshot
 }
+
+// rememberedChains is how far back ChainAt knows: some minutes of ticks.
+const rememberedChains = 1024
 
 // New makes an empty Replica, which is not Ready.
 func New(cfg Config) *Replica {
@@ -74,6 +78,21 @@ func (r *Replica) Head() uint64 { return max(r.head.Load(), r.Snapshot().Positio
 
 // Revocations is the number of live ones, cutoffs included.
 func (r *Replica) Revocations() int { return int(r.revoked.count.Load() + r.cutoffs.count.Load()) }
+
+// Cursor is where the Replica stands: its Snapshot's position, and the chain there.
+func (r *Replica) Cursor() bus.Cursor {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return bus.Cursor{Position: r.cur.Load().Position, Chain: r.chain}
+}
+
+// ChainAt gives the chain at an earlier sequence of this epoch, while it is remembered.
+func (r *Replica) ChainAt(seq uint64) (bus.Chain, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at := r.chains[seq%rememberedChains]
+	return at.Chain, at.Seq == seq && at.Epoch == r.cur.Load().Position.Epoch
+}
 
 // Fault is why application has stopped (a forged or unknown entry, a rollback), nil while it goes on.
 func (r *Replica) Fault() error {
@@ -172,6 +191,7 @@ func (r *Replica) apply(entries []bus.Entry, head uint64, synced bool) error {
 			break
 		}
 		next.Position, r.chain = fresh[i].Position, fresh[i].Chain
+		r.chains[next.Position.Seq%rememberedChains] = fresh[i].Cursor()
 	}
 	if head > r.head.Load() {
 		r.head.Store(head)

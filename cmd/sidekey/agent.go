@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/sidekey/sidekey/agent"
 	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/bus/replica"
 	"github.com/sidekey/sidekey/keyring"
 )
@@ -43,23 +46,26 @@ func (a *app) agentCommand() *cobra.Command {
 type agentProcess struct {
 	cfg     Config
 	log     hclog.Logger
-	runID   string
 	closers []func()
 
 	listeners []net.Listener
 	ops       net.Listener // nil where it shares a listener
+	authority keyring.AuthorityKey
 	conn      *bus.Conn
 	reader    *bus.Reader
 	store     *replica.Store
 	replica   *replica.Replica
 	sealing   *keyring.SealingKey
+	signing   ed25519.PrivateKey
+	holder    *lease.Holder
+	renewer   *lease.Renewer
 	agent     *agent.Agent
 }
 
 // openAgent opens everything. It does not wait for the bus: an agent starts while that is away. embedded is the bus
 // of this process, nil in an agent on its own.
 func openAgent(cfg Config, log hclog.Logger, embedded *bus.Server) (p *agentProcess, err error) {
-	p = &agentProcess{cfg: cfg, log: log, runID: randomToken()[:22]}
+	p = &agentProcess{cfg: cfg, log: log}
 	opened := p // a return sets p to nil before it is closed
 	defer func() {
 		if err != nil {
@@ -75,10 +81,13 @@ func openAgent(cfg Config, log hclog.Logger, embedded *bus.Server) (p *agentProc
 	if err := p.openBus(embedded); err != nil {
 		return nil, err
 	}
+	if err := p.openLease(); err != nil {
+		return nil, err
+	}
 	p.agent, err = agent.New(agent.Config{
 		Name: cfg.Agent.Name, Version: version(), Realm: cfg.Agent.Realm,
 		Audiences: cfg.Agent.Audiences, Leeway: cfg.Agent.Leeway, CacheSize: cfg.Agent.CacheSize,
-	}, agent.Parts{Replica: p.replica, Logger: log.Named("agent"), Connected: p.conn.Connected, Run: p.runID})
+	}, agent.Parts{Replica: p.replica, Leases: p.holder, Hurry: p.renewer.Hurry, Logger: log.Named("agent"), Connected: p.conn.Connected, Run: p.holder.Run()})
 	return p, err
 }
 
@@ -100,7 +109,10 @@ func (p *agentProcess) openFiles() error {
 		return err
 	}
 	p.closers = append(p.closers, func() { lock.Close() })
-	p.sealing, err = openSealingKey(dir)
+	if p.sealing, err = openSealingKey(dir); err != nil {
+		return err
+	}
+	p.signing, err = openSigningKey(dir)
 	return err
 }
 
@@ -131,8 +143,8 @@ func (p *agentProcess) openBus(embedded *bus.Server) error {
 	if credentials == "" {
 		credentials = filepath.Join(p.cfg.DataDir, bus.AgentSeedFile)
 	}
-	authority, err := readAuthority(credentials)
-	if err != nil {
+	var err error
+	if p.authority, err = readAuthority(credentials); err != nil {
 		return err
 	}
 	urls := p.cfg.Bus.URLs
@@ -146,8 +158,8 @@ func (p *agentProcess) openBus(embedded *bus.Server) error {
 		return err
 	}
 	p.closers = append(p.closers, p.conn.Close)
-	p.reader = bus.NewReader(p.conn, authority)
-	if p.store, err = replica.OpenStore(p.cfg.Agent.DataDir, authority); err != nil {
+	p.reader = bus.NewReader(p.conn, p.authority)
+	if p.store, err = replica.OpenStore(p.cfg.Agent.DataDir, p.authority); err != nil {
 		return err
 	}
 	p.closers = append(p.closers, func() { p.store.Close() })
@@ -164,6 +176,29 @@ func (p *agentProcess) openBus(embedded *bus.Server) error {
 	return nil
 }
 
+// openLease takes the lease up that an earlier process of this boot may have left.
+func (p *agentProcess) openLease() error {
+	c := p.cfg.Agent
+	cfg := lease.HolderConfig{Agent: c.Name, Length: c.MaxStaleness, Mode: lease.Mode(c.OnStale)}
+	if c.RuntimeDir != "" {
+		f, err := lease.OpenFile(c.RuntimeDir, c.Name)
+		switch {
+		case err == nil:
+			p.closers = append(p.closers, func() { f.Close() })
+			cfg.File = f
+		case p.cfg.isSet("agent.runtime_dir"):
+			return fmt.Errorf("agent.runtime_dir: %w", err)
+		default:
+			p.log.Warn("keeping no lease over a restart", "error", err)
+		}
+	}
+	p.holder = lease.NewHolder(cfg)
+	p.renewer = lease.NewRenewer(lease.Renewer{
+		Holder: p.holder, Agent: c.Name, Key: p.signing, Authority: p.authority, Line: p.conn, Applied: p.replica, Logger: p.log.Named("lease"),
+	})
+	return nil
+}
+
 // run serves until ctx ends or a part fails, and returns when all has stopped. ready is called once the agent vouches.
 func (p *agentProcess) run(ctx context.Context, ready func()) error {
 	g, ctx := errgroup.WithContext(ctx)
@@ -173,10 +208,12 @@ func (p *agentProcess) run(ctx context.Context, ready func()) error {
 		return nil
 	})
 	g.Go(func() error { p.link().Run(ctx); return nil })
+	g.Go(func() error { p.renewer.Renew(ctx); return nil })
+	g.Go(func() error { p.renewer.Acknowledge(ctx); return nil })
 	g.Go(func() error {
 		return whenReady(ctx, func() error {
-			if !p.replica.Snapshot().Ready {
-				return fmt.Errorf("not synced yet")
+			if !p.agent.Ready() {
+				return errors.New("it vouches for nobody yet")
 			}
 			return nil
 		}, ready)
@@ -189,7 +226,7 @@ func (p *agentProcess) run(ctx context.Context, ready func()) error {
 			return serve(ctx, &http.Server{Handler: p.agent.OpsHandler(), ReadHeaderTimeout: drainWithin}, p.ops, drainWithin)
 		})
 	}
-	p.log.Info("serving", "agent", p.cfg.Agent.Listen, "name", p.cfg.Agent.Name, "run", p.runID)
+	p.log.Info("serving", "agent", p.cfg.Agent.Listen, "name", p.cfg.Agent.Name, "run", p.holder.Run())
 	return g.Wait()
 }
 
@@ -198,11 +235,10 @@ func (p *agentProcess) link() *bus.Link {
 	return &bus.Link{
 		Conn: p.conn,
 		Registration: bus.Registration{
-			Agent: p.cfg.Agent.Name, Run: p.runID, Version: version(), SealingKey: p.sealing.Public(),
+			Agent: p.cfg.Agent.Name, Run: p.holder.Run(), Version: version(),
+			SigningKey: p.signing.Public().(ed25519.PublicKey), SealingKey: p.sealing.Public(),
 		},
-		Applied: func() bus.Position { return p.replica.Snapshot().Position },
-		Changed: p.replica.Changed,
-		Status:  func() ([]byte, error) { return json.Marshal(p.agent.Status()) },
+		Status: func() ([]byte, error) { return json.Marshal(p.agent.Status()) },
 	}
 }
 

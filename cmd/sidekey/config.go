@@ -6,6 +6,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/keyring"
 )
 
@@ -63,14 +66,17 @@ type BusConfig struct {
 
 // AgentConfig is the [agent] table: where tokens are checked.
 type AgentConfig struct {
-	Name      string        `toml:"name" help:"name of this agent in the fleet (default the host name)"`
-	DataDir   string        `toml:"data_dir" help:"folder of the agent's state (default <data_dir>/agent)"`
-	Listen    []string      `toml:"listen" help:"addresses of the agent's HTTP API"`
-	OpsListen string        `toml:"ops_listen" help:"address of the agent's health, metrics and status (default agent.listen)"`
-	Audiences []string      `toml:"audiences" help:"aud that this agent accepts (default the issuer's own)"`
-	Leeway    time.Duration `toml:"leeway" help:"clock difference that is forgiven"`
-	CacheSize int           `toml:"cache_size" help:"proven tokens kept in memory"`
-	Realm     string        `toml:"realm" help:"realm of WWW-Authenticate"`
+	Name         string        `toml:"name" help:"name of this agent in the fleet (default the host name)"`
+	DataDir      string        `toml:"data_dir" help:"folder of the agent's state (default <data_dir>/agent)"`
+	RuntimeDir   string        `toml:"runtime_dir" help:"folder in memory for the lease and its floor (default /run/sidekey, else $XDG_RUNTIME_DIR/sidekey)"`
+	MaxStaleness time.Duration `toml:"max_staleness" help:"how old the agent's knowledge may become: the length of its lease"`
+	OnStale      string        `toml:"on_stale" help:"what the agent does without a lease: refuse or serve"`
+	Listen       []string      `toml:"listen" help:"addresses of the agent's HTTP API"`
+	OpsListen    string        `toml:"ops_listen" help:"address of the agent's health, metrics and status (default agent.listen)"`
+	Audiences    []string      `toml:"audiences" help:"aud that this agent accepts (default the issuer's own)"`
+	Leeway       time.Duration `toml:"leeway" help:"clock difference that is forgiven"`
+	CacheSize    int           `toml:"cache_size" help:"proven tokens kept in memory"`
+	Realm        string        `toml:"realm" help:"realm of WWW-Authenticate"`
 }
 
 // defaultConfig is every default that is a constant. The zero string, where another key gives the default, is
@@ -100,10 +106,12 @@ func defaultConfig() Config {
 		},
 		Bus: BusConfig{Listen: "127.0.0.1:7463"},
 		Agent: AgentConfig{
-			Listen:    []string{"127.0.0.1:7461"},
-			Leeway:    5 * time.Second,
-			CacheSize: 10_000,
-			Realm:     "sidekey",
+			Listen:       []string{"127.0.0.1:7461"},
+			Leeway:       5 * time.Second,
+			MaxStaleness: 15 * time.Minute,
+			OnStale:      string(lease.Refuse),
+			CacheSize:    10_000,
+			Realm:        "sidekey",
 		},
 	}
 }
@@ -145,9 +153,26 @@ func (c *Config) resolve() {
 	if c.Agent.DataDir == "" {
 		c.Agent.DataDir = filepath.Join(c.DataDir, "agent")
 	}
+	if c.Agent.RuntimeDir == "" {
+		c.Agent.RuntimeDir = defaultRuntimeDir()
+	}
 	if c.Agent.OpsListen == "" && len(c.Agent.Listen) > 0 {
 		c.Agent.OpsListen = c.Agent.Listen[0]
 	}
+}
+
+// defaultRuntimeDir is the first folder in memory that this user may have, "" if there is none.
+func defaultRuntimeDir() string {
+	if os.Geteuid() == 0 {
+		return "/run/sidekey"
+	}
+	if info, err := os.Stat("/run/sidekey"); err == nil && info.IsDir() && unix.Access("/run/sidekey", unix.W_OK) == nil {
+		return "/run/sidekey"
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		return filepath.Join(dir, "sidekey")
+	}
+	return ""
 }
 
 // moveDataDir puts the state elsewhere, and with it what follows from data_dir by default.

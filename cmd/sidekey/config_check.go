@@ -13,6 +13,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/keyring"
 )
 
@@ -169,6 +170,15 @@ func (c *Config) validateAgent() error {
 	}
 	if ag.Leeway < 0 || ag.Leeway > maxLeeway {
 		return c.fault("agent.leeway", "want a duration from 0s to %s, got %s", maxLeeway, ag.Leeway)
+	}
+	if ag.MaxStaleness < lease.MinLength || ag.MaxStaleness > lease.MaxLength {
+		return c.fault("agent.max_staleness", "want a duration from %s to %s, got %s", lease.MinLength, lease.MaxLength, ag.MaxStaleness)
+	}
+	if ag.OnStale != string(lease.Refuse) && ag.OnStale != string(lease.Serve) {
+		return c.fault("agent.on_stale", "want refuse or serve, got %q", ag.OnStale)
+	}
+	if ag.RuntimeDir != "" && !filepath.IsAbs(ag.RuntimeDir) {
+		return c.fault("agent.runtime_dir", "want an absolute path, got %q", ag.RuntimeDir)
 	}
 	if ag.CacheSize < 1 || ag.CacheSize > maxCacheSize {
 		return c.fault("agent.cache_size", "want 1 to %d, got %d", maxCacheSize, ag.CacheSize)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
@@ -21,6 +22,7 @@ const (
 	masterKeyFile  = "master.key"  // the issuers': seals all state
 	adminTokenFile = "admin.token" // the cluster's, for its operator
 	sealingKeyFile = "sealing.key" // one agent's: HS256 secrets are sealed to it
+	signingKeyFile = "signing.key" // one agent's: signs its lease requests and acknowledgements
 	lockFile       = "lock"        // held by the one process that uses the folder
 )
 
@@ -71,6 +73,23 @@ func openSealingKey(dir string) (*keyring.SealingKey, error) {
 		}
 	}
 	return nil, fmt.Errorf("reading the sealing key %s: %w; remove it, and the agent registers with a new one", path, err)
+}
+
+// openSigningKey reads an agent's signing key, and makes it at its first start.
+func openSigningKey(dir string) (ed25519.PrivateKey, error) {
+	path := filepath.Join(dir, signingKeyFile)
+	text, err := readOrMake(path, func() ([]byte, error) {
+		_, key, err := ed25519.GenerateKey(nil)
+		return []byte(base64.RawStdEncoding.EncodeToString(key.Seed()) + "\n"), err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening the signing key: %w", err)
+	}
+	seed, err := base64.RawStdEncoding.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil || len(seed) != ed25519.SeedSize {
+		return nil, fmt.Errorf("reading the signing key %s: it is damaged; remove it, and the agent of that name (sidekey agents remove), and start again", path)
+	}
+	return ed25519.NewKeyFromSeed(seed), nil
 }
 
 // readAuthority reads the key that signs the log, which lies beside the bus credentials.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"net"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/bus/replica"
 	"github.com/sidekey/sidekey/issuer"
 	"github.com/sidekey/sidekey/keyring"
@@ -64,6 +66,9 @@ type issuerProcess struct {
 	entries    *bus.Log
 	replica    *replica.Replica
 	fleet      *bus.Fleet
+	ledger     *lease.Ledger
+	books      *lease.Bookkeeper
+	granter    *lease.Granter
 	issuer     *issuer.Issuer
 	adminToken string
 
@@ -216,8 +221,10 @@ func (p *issuerProcess) openLog(ctx context.Context) (err error) {
 // openParts builds the replica, the fleet and the issuer on them.
 func (p *issuerProcess) openParts(context.Context) (err error) {
 	feed := issuer.NewFeed()
+	p.openLeases()
 	p.replica = replica.New(replica.Config{
-		Open: issuer.OpenSecret(p.buckets[bus.BucketKeys]), Journal: feed.Note, Logger: p.log.Named("replica"),
+		Open: issuer.OpenSecret(p.buckets[bus.BucketKeys]), Journal: func(entries []bus.Entry) error { p.books.Note(entries); return feed.Note(entries) },
+		Logger: p.log.Named("replica"),
 	})
 	p.fleet, err = bus.OpenFleet(p.conn, p.buckets[bus.BucketAgents], p.register)
 	if err != nil {
@@ -225,7 +232,7 @@ func (p *issuerProcess) openParts(context.Context) (err error) {
 	}
 	p.onClose(p.fleet.Close)
 	p.issuer, err = issuer.New(p.issuerConfig(), issuer.Parts{
-		Log: p.entries, Replica: p.replica, Fleet: p.fleet, Feed: feed,
+		Log: p.entries, Replica: p.replica, Fleet: issuerFleet{p.fleet, p.ledger, p.cfg.Agent.Name}, Feed: feed,
 		Users: p.buckets[bus.BucketUsers], Subjects: p.buckets[bus.BucketSubjects], Sessions: p.buckets[bus.BucketSessions],
 		Clients: p.buckets[bus.BucketClients], Keys: p.buckets[bus.BucketKeys],
 		Fresh:  func() bool { return p.entries.Fresh(p.replica.Snapshot().Position.Seq, freshFor) },
@@ -233,6 +240,43 @@ func (p *issuerProcess) openParts(context.Context) (err error) {
 	})
 	return err
 }
+
+// openLeases builds the account of who may be vouching, and the pulse that grants leases.
+func (p *issuerProcess) openLeases() {
+	log := p.log.Named("lease")
+	p.ledger = lease.NewLedger(nil)
+	p.books = &lease.Bookkeeper{
+		Ledger: p.ledger, Grants: p.entries.ReadGrants, Held: p.entries.Held, IssuerLease: freshFor, Logger: log,
+		Key: func(ctx context.Context, agent string) (ed25519.PublicKey, error) {
+			return p.fleet.KnownSigningKey(ctx, agent)
+		},
+	}
+	p.granter = lease.NewGranter(lease.GranterConfig{
+		Issuer: p.cfg.Agent.Name, Run: randomToken()[:22], Authority: p.authority, Log: p.entries, Logger: log,
+		Key: func(ctx context.Context, agent string) (ed25519.PublicKey, error) {
+			return p.fleet.SigningKey(ctx, agent)
+		},
+		Applied: func() uint64 { return p.replica.Snapshot().Position.Seq },
+	})
+}
+
+// issuerFleet is what the issuer knows of the agents: the fleet's names and the ledger's receipts.
+type issuerFleet struct {
+	*bus.Fleet
+	ledger *lease.Ledger
+	self   string
+}
+
+// Receipt is issuer.Fleet's.
+func (f issuerFleet) Receipt(ctx context.Context, pos bus.Position) (*lease.Receipt, error) {
+	if err := f.ledger.Await(ctx, pos); err != nil {
+		return nil, err
+	}
+	return f.ledger.Receipt(pos, f.self), nil
+}
+
+// Changed is issuer.Fleet's.
+func (f issuerFleet) Changed() <-chan struct{} { return f.ledger.Changed() }
 
 // register takes an agent in as soon as this issuer can: one that comes while the issuer starts waits.
 func (p *issuerProcess) register(ctx context.Context, reg bus.Registration) error {
@@ -258,10 +302,16 @@ func (p *issuerProcess) issuerConfig() issuer.Config {
 func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.replica.Follow(ctx, p.entries) })
-	g.Go(func() error { p.entries.Pulse(ctx); return nil })
+	stop, err := p.conn.Listen(p.granter.Hear, p.books.Hear)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	g.Go(func() error { p.granter.Run(ctx); return nil })
+	g.Go(func() error { p.books.Run(ctx); return nil })
 	g.Go(func() error { return p.issuer.Run(ctx) })
 	g.Go(func() error {
-		replica.KeepCheckpoints(ctx, p.replica, p.entries, checkpointEvery, checkpointEntries, p.log.Named("checkpoint"))
+		replica.KeepCheckpoints(ctx, p.replica, p.entries, p.ledger.Image, checkpointEvery, checkpointEntries, p.log.Named("checkpoint"))
 		return nil
 	})
 	g.Go(func() error { return whenReady(ctx, p.issuer.Ready, ready) })
