@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -84,24 +85,62 @@ func serverOptions(cfg ServerConfig) (*server.Options, error) {
 	if cfg.Issuers == "" || cfg.Agents == "" {
 		return nil, errors.New("starting the embedded bus: it never listens without credentials, and none are given")
 	}
-	return &server.Options{
-		ServerName: "sidekey",
-		Host:       host,
-		Port:       port,
-		JetStream:  true,
-		StoreDir:   cfg.Dir,
-		SyncAlways: true, // an acknowledgement means: on the disk
-		NoSigs:     true, // the process's signals are its own
-		Nkeys: []*server.NkeyUser{
-			{Nkey: cfg.Issuers},
-			{Nkey: cfg.Agents, Permissions: AgentPermissions(cfg.Prefix)},
-		},
+	opts := &server.Options{
+		ServerName:             "sidekey",
+		Host:                   host,
+		Port:                   port,
+		JetStream:              true,
+		StoreDir:               cfg.Dir,
+		SyncAlways:             true, // an acknowledgement means: on the disk
+		NoSigs:                 true, // the process's signals are its own
 		DisableJetStreamBanner: true,
-	}, nil
+	}
+	var conf strings.Builder // JSON is nats-server's configuration language too, but for \u escapes
+	enc := json.NewEncoder(&conf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(map[string]any{"accounts": accounts(cfg)}); err != nil {
+		return nil, fmt.Errorf("configuring the embedded bus: %w", err)
+	}
+	if err := opts.ProcessConfigString(conf.String()); err != nil {
+		return nil, fmt.Errorf("configuring the embedded bus: %w", err)
+	}
+	return opts, nil
+}
+
+// The accounts of the embedded server.
+const (
+	issuersAccount = "SIDEKEY"
+	agentsAccount  = "SIDEKEY_AGENTS"
+)
+
+// accounts is the server's configuration of who may see what. Agents stand in an account of their
+// own, and reach into the issuers' only through what it exports. Permissions alone would not hold
+// them: nats-server does not check the reply subject of a request, so a direct get whose answer is
+// addressed to <prefix>.log.revoke would be written into the log, and stop every reader. The answer
+// to a request across accounts goes back to the asking account, and nowhere else.
+func accounts(cfg ServerConfig) map[string]any {
+	type m = map[string]any
+	s := subjects(prefixOr(cfg.Prefix))
+	perms := AgentPermissions(cfg.Prefix)
+	only := []string{agentsAccount}
+	exports := []m{{"stream": s.live(">"), "accounts": only}}
+	imports := []m{{"stream": m{"account": issuersAccount, "subject": s.live(">")}}}
+	for _, subject := range perms.Publish.Allow {
+		exports = append(exports, m{"service": subject, "accounts": only, "response_type": "stream"}) // a direct get has many answers
+		imports = append(imports, m{"service": m{"account": issuersAccount, "subject": subject}})
+	}
+	return m{
+		issuersAccount: m{"jetstream": "enabled", "users": []m{{"nkey": cfg.Issuers}}, "exports": exports},
+		agentsAccount: m{"imports": imports, "users": []m{{"nkey": cfg.Agents, "permissions": m{
+			"publish":   m{"allow": perms.Publish.Allow},
+			"subscribe": m{"allow": perms.Subscribe.Allow},
+		}}}},
+	}
 }
 
 // AgentPermissions is the allow-list of an agent's bus user (DESIGN §9): read the log live and
-// back, read checkpoints, hear answers, register, acknowledge, tell its status; nothing else.
+// back, read checkpoints, hear answers, register, ask for a lease, acknowledge, tell its status;
+// nothing else.
 func AgentPermissions(prefix string) *server.Permissions {
 	s := subjects(prefixOr(prefix))
 	var direct []string

@@ -1,0 +1,14 @@
+package bus
+
+// What tests outside the package look at from inside.
+var (
+	Older       = older
+	SignedBytes = signedBytes
+)
+
+// LiveBuffer and Remembered are bounds that tests go beyond.
+const (
+	LiveBuffer = liveBuffer
+	Remembered = remembered
+	WriteBatch = writeBatch
+)
