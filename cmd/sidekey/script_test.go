@@ -38,9 +38,21 @@ func TestScript(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Values[proxiesKey{}] = proxies{}
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each process of a -race build ends a second late
-			return nil
+			return runtimeDir(env)
 		},
 	})
+}
+
+// runtimeDir gives the story's agents a folder in memory for their leases: /run is one on most machines, and not on
+// all. Where there is none, agents keep no lease over a restart, and the stories that need it say so.
+func runtimeDir(env *testscript.Env) error {
+	dir, err := os.MkdirTemp("/dev/shm", "sidekey-test-")
+	if err != nil {
+		dir = env.WorkDir
+	}
+	env.Defer(func() { os.RemoveAll(dir) })
+	env.Setenv("SIDEKEY_AGENT_RUNTIME_DIR", dir)
+	return nil
 }
 
 // scriptCommands are the commands of our own:
