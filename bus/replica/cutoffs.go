@@ -51,19 +51,23 @@ func (c *cutoffs) add(k id, cut cutoff) {
 	c.count.Store(int64(len(c.byID)))
 }
 
-// drop forgets the cutoffs that expired at or before now, and gives the latest of their ends (0: none).
-func (c *cutoffs) drop(now int64) int64 {
+// drop forgets the cutoffs that expired at or before now. It calls announce with the latest of
+// their ends before it does: a reader that no longer finds a cutoff sees that it was dropped.
+func (c *cutoffs) drop(now int64, announce func(int64)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var newest int64
-	for k, cut := range c.byID {
+	for _, cut := range c.byID {
 		if cut.Exp <= now {
 			newest = max(newest, cut.Exp)
-			delete(c.byID, k)
 		}
 	}
+	if newest == 0 {
+		return
+	}
+	announce(newest)
+	maps.DeleteFunc(c.byID, func(_ id, cut cutoff) bool { return cut.Exp <= now })
 	c.count.Store(int64(len(c.byID)))
-	return newest
 }
 
 // all gives a copy, for an image.

@@ -63,11 +63,18 @@ func (r *Replica) followOnce(ctx context.Context, log Log) error {
 	err := log.Follow(ctx, r.Cursor(), r.take)
 	switch {
 	case errors.Is(err, bus.ErrBehind):
-		return r.takeCheckpoint(ctx, log)
+		before := r.Snapshot().Position
+		if cerr := r.takeCheckpoint(ctx, log); cerr != nil {
+			return errors.Join(err, cerr)
+		}
+		if !before.Before(r.Snapshot().Position) {
+			return fmt.Errorf("%w, and the newest checkpoint is not ahead of it", err)
+		}
+		return nil
 	case errors.Is(err, bus.ErrEpoch):
 		r.cfg.Logger.Warn("the log was begun anew, reading it whole", "after_seq", r.Snapshot().Position.Seq)
 		r.restart()
-		return r.takeCheckpoint(ctx, log)
+		return nil // and begin with its checkpoint
 	}
 	return err
 }
@@ -111,7 +118,7 @@ func (r *Replica) note(err error) {
 	switch {
 	case err == nil:
 		return
-	case errors.Is(err, bus.ErrForged), errors.Is(err, bus.ErrUnknown), errors.Is(err, bus.ErrRollback):
+	case errors.Is(err, bus.ErrForged), errors.Is(err, bus.ErrUnknown), errors.Is(err, bus.ErrRollback), errors.Is(err, bus.ErrBehind), errors.Is(err, ErrDamaged):
 		r.fault.Store(&err)
 		r.cfg.Logger.Error("not applying the log", "after_seq", r.Snapshot().Position.Seq, "error", err)
 	default:

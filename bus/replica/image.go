@@ -121,7 +121,7 @@ func (r *Replica) Load(img []byte) error {
 	if !old.Position.Before(at) {
 		return nil
 	}
-	next := &Snapshot{Position: at, Ring: keyring.NewRing(h.Issuer, h.Aud), Ready: old.Ready, TickTime: old.TickTime}
+	next := &Snapshot{Position: at, Ring: keyring.NewRing(h.Issuer, h.Aud), Ready: old.Ready && at.Epoch == old.Position.Epoch, TickTime: old.TickTime}
 	if t := time.UnixMilli(h.Tick); h.Tick != 0 && t.After(next.TickTime) {
 		next.TickTime = t
 	}
@@ -138,6 +138,7 @@ func (r *Replica) Load(img []byte) error {
 	r.loadRevocations(h, packed)
 	next.Ring = keyring.NewRing(h.Issuer, h.Aud, records...)
 	r.keys, r.chain = keys, h.Chain
+	r.chains[at.Seq%rememberedChains] = bus.Cursor{Position: at, Chain: h.Chain}
 	r.publish(next)
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -178,20 +179,29 @@ func (r *Replica) apply(entries []bus.Entry, head uint64, synced bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	fresh, err := r.unapplied(entries)
-	if err == nil && r.cfg.Journal != nil && len(fresh) > 0 {
-		err = r.cfg.Journal(fresh)
-	}
 	if err != nil {
 		return err
 	}
 	next := *r.cur.Load()
-	for i := range fresh {
-		if err = r.fold(&next, &fresh[i]); err != nil {
-			err = fmt.Errorf("applying log entry %d: %w", fresh[i].Seq, err)
+	keys := maps.Clone(r.keys)
+	n := 0
+	for ; n < len(fresh); n++ {
+		if err = r.fold(&next, &fresh[n]); err != nil {
+			err = fmt.Errorf("applying log entry %d: %w", fresh[n].Seq, err)
 			break
 		}
-		next.Position, r.chain = fresh[i].Position, fresh[i].Chain
-		r.chains[next.Position.Seq%rememberedChains] = fresh[i].Cursor()
+	}
+	if folded := fresh[:n]; n > 0 {
+		if r.cfg.Journal != nil {
+			if err := r.cfg.Journal(folded); err != nil {
+				r.keys = keys // what was revoked stays revoked, but nothing counts as applied
+				return err
+			}
+		}
+		for i := range folded {
+			r.chains[folded[i].Seq%rememberedChains] = folded[i].Cursor()
+		}
+		next.Position, r.chain = folded[n-1].Position, folded[n-1].Chain
 	}
 	if head > r.head.Load() {
 		r.head.Store(head)
@@ -201,6 +211,8 @@ func (r *Replica) apply(entries []bus.Entry, head uint64, synced bool) error {
 	return err
 }
 
+var errHole = errors.New("it does not follow what is applied")
+
 // unapplied gives the entries behind those applied; a hole before them is an error.
 func (r *Replica) unapplied(entries []bus.Entry) ([]bus.Entry, error) {
 	at := r.cur.Load().Position
@@ -209,7 +221,7 @@ func (r *Replica) unapplied(entries []bus.Entry) ([]bus.Entry, error) {
 	}
 	for i := range entries {
 		if got := entries[i].Position; at.Epoch != 0 && (got.Epoch != at.Epoch || got.Seq != at.Seq+1) {
-			return nil, fmt.Errorf("applying log entry %d of epoch %d: the next one is %d of epoch %d", got.Seq, got.Epoch, at.Seq+1, at.Epoch)
+			return nil, fmt.Errorf("applying log entry %d of epoch %d: %w: the next one is %d of epoch %d", got.Seq, got.Epoch, errHole, at.Seq+1, at.Epoch)
 		}
 		at = entries[i].Position
 	}
@@ -258,7 +270,7 @@ func (r *Replica) revoke(f *bus.Revocation, seq uint64) {
 func (r *Replica) expire(next *Snapshot) {
 	now := next.TickTime.Unix()
 	r.revoked.drop(now)
-	r.revoked.forgetUntil(r.cutoffs.drop(now))
+	r.cutoffs.drop(now, r.revoked.forgetUntil)
 	for kid, k := range r.keys {
 		if k.ExpiresAt != 0 && k.ExpiresAt <= now {
 			delete(r.keys, kid)
@@ -270,19 +282,19 @@ func (r *Replica) expire(next *Snapshot) {
 // foldKey takes in a key's new state. An illegal transition is ignored by every reader alike
 // (PROTOCOL 11): it is the loser of a race between issuers.
 func (r *Replica) foldKey(next *Snapshot, f *bus.KeyFact, seq uint64) error {
-	old, known := r.keys[f.KeyID]
-	to := keyring.State(f.State)
-	if known && old.State != f.State && !keyring.State(old.State).Next(to) {
-		r.cfg.Logger.Warn("ignoring an illegal key transition", "kid", f.KeyID, "from", old.State, "to", f.State, "seq", seq)
-		return nil
-	}
 	fact := *f
+	old, known := r.keys[f.KeyID]
 	if known {
 		fact.Sealed = unite(old.Sealed, f.Sealed)
 	}
 	rec, err := r.record(&fact, seq)
 	if err != nil {
 		return err
+	}
+	to := keyring.State(f.State)
+	if known && old.State != f.State && !keyring.State(old.State).Next(to) {
+		r.cfg.Logger.Warn("ignoring an illegal key transition", "kid", f.KeyID, "from", old.State, "to", f.State, "seq", seq)
+		return nil
 	}
 	r.keys[f.KeyID] = &fact
 	ring := next.Ring
@@ -298,6 +310,11 @@ func (r *Replica) record(f *bus.KeyFact, seq uint64) (keyring.KeyRecord, error) 
 	alg, err := keyring.ParseAlg(f.Alg)
 	if err != nil {
 		return keyring.KeyRecord{}, fmt.Errorf("%w: key %q: %w", bus.ErrUnknown, f.KeyID, err)
+	}
+	switch keyring.State(f.State) {
+	case keyring.Announced, keyring.Active, keyring.Retiring, keyring.Retired, keyring.Revoked:
+	default:
+		return keyring.KeyRecord{}, fmt.Errorf("%w: key %q is in state %q", bus.ErrUnknown, f.KeyID, f.State)
 	}
 	rec := keyring.KeyRecord{
 		KeyID: f.KeyID, Alg: alg, Bits: f.Bits, State: keyring.State(f.State), Accept: f.Accept,
@@ -355,36 +372,4 @@ func (r *Replica) Keys() []*bus.KeyFact {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.keysLocked()
-}
-
-// OpenSealed is the Config.Open of an agent: it opens the box sealed to that name.
-func OpenSealed(agent string, sealing *keyring.SealingKey) func(*bus.KeyFact) (*keyring.Key, error) {
-	return func(f *bus.KeyFact) (*keyring.Key, error) {
-		for _, b := range f.Sealed {
-			if b.Agent != agent {
-				continue
-			}
-			secret, err := sealing.Open(b.Box, SealInfo(f.KeyID, agent)...)
-			if err != nil {
-				// Sealed to an earlier key of this name: registering again mends it.
-				return nil, ErrNotHeld
-			}
-			return keyring.NewSecret(f.KeyID, secret)
-		}
-		return nil, ErrNotHeld
-	}
-}
-
-// Seal makes the box of an HS256 key for one agent, given its public sealing key.
-func Seal(k *keyring.Key, agent string, public []byte) (bus.SealedSecret, error) {
-	box, err := keyring.SealTo(public, k.Secret(), SealInfo(k.ID(), agent)...)
-	if err != nil {
-		return bus.SealedSecret{}, fmt.Errorf("sealing key %q to agent %q: %w", k.ID(), agent, err)
-	}
-	return bus.SealedSecret{Agent: agent, Box: box}, nil
-}
-
-// SealInfo binds a box to its key and its agent.
-func SealInfo(kid, agent string) [][]byte {
-	return [][]byte{[]byte("sidekey-hs256-1"), []byte(kid), []byte(agent)}
 }

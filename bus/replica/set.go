@@ -3,6 +3,7 @@ package replica
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"math"
 	"math/bits"
 	"sync"
 	"sync/atomic"
@@ -118,7 +119,10 @@ func (s *set) forgetUntil(t int64) {
 // the next later bucket, or the last one is made to end later: an id may stay too long, never
 // too short.
 func (s *set) bucket(exp int64) uint8 {
-	end := (exp + bucketWidth - 1) / bucketWidth * bucketWidth
+	end := int64(math.MaxInt64) / bucketWidth * bucketWidth
+	if exp < end { // else the sum would overflow, and the id be dropped at once
+		end = (exp + bucketWidth - 1) / bucketWidth * bucketWidth
+	}
 	free, later, last := 0, 0, 0
 	for n := maxBuckets; n >= 1; n-- {
 		switch e := s.buckets[n]; {

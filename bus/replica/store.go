@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -30,6 +29,9 @@ const (
 	journalAge   = 10 * time.Minute
 )
 
+// keepAgain is the pause after a Save that failed.
+const keepAgain = 5 * time.Second
+
 // storePreamble begins both files: a line that says whose log this is. What is in a file that
 // begins otherwise is never believed.
 func storePreamble(authority keyring.AuthorityKey) []byte {
@@ -49,9 +51,26 @@ type Store struct {
 	journal *os.File
 	size    int64
 	begun   time.Time
+	last    bus.Position // where checkpoint and journal end
+	gap     bool         // the journal lacks something: a new checkpoint is due
+	saving  bool         // a Save is under way:
+	since   []record     // what was journaled since it began
 }
 
-// journaled is an entry in the journal, behind its length and CRC-32C (4 bytes each, big-endian):
+// record is an entry's record in the journal, as it stands there.
+type record struct {
+	at    bus.Position
+	bytes []byte
+}
+
+// recordHeader is the length of what stands before each record: its length, the CRC-32C of those
+// four bytes, and the CRC-32C of the record, all big-endian. A length has a sum of its own so that
+// an altered one is not taken for a record that was cut short.
+const recordHeader = 12
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// journaled is an entry in the journal, behind its header:
 //
 //	{"epoch": 1767225600000, "seq": 412, "chain": […], "kind": "revoke", "body": {…}}
 type journaled struct {
@@ -72,7 +91,8 @@ func OpenStore(dir string, authority keyring.AuthorityKey) (*Store, error) {
 }
 
 // Restore loads what the store holds into r, and tells whether that was anything. An error says
-// which file is of no use; r is then as it was, and has to read the log from its beginning.
+// which file is of no use and was put aside; r is then not Ready, and goes on with the log from
+// what it has taken, which is all true, though it may be old.
 // Call it once, before Follow. r must have been made with this store's Journal.
 func (s *Store) Restore(r *Replica) (bool, error) {
 	img, err := s.read(checkpointFile)
@@ -90,10 +110,13 @@ func (s *Store) Restore(r *Replica) (bool, error) {
 		return false, s.discard(fmt.Errorf("%s: %w", filepath.Join(s.dir, checkpointFile), err))
 	}
 	for i := range entries {
-		if entries[i].Seq > r.Snapshot().Position.Seq && entries[i].Epoch == r.Snapshot().Position.Epoch {
-			if err := r.apply(entries[i:i+1], 0, false); err != nil {
-				return true, fmt.Errorf("%s: %w", filepath.Join(s.dir, journalFile), err)
-			}
+		// The journal may begin before its checkpoint: a crash came between the two.
+		err := r.Apply(entries[i])
+		if errors.Is(err, errHole) { // what the reader knew at its end is not all here
+			return true, s.discard(fmt.Errorf("%s: %w: %w", filepath.Join(s.dir, journalFile), ErrDamaged, err))
+		}
+		if err != nil {
+			return true, fmt.Errorf("%s: %w", filepath.Join(s.dir, journalFile), err)
 		}
 	}
 	r.markReady()
@@ -146,13 +169,16 @@ func (s *Store) readJournal() ([]bus.Entry, error) {
 	}
 	path := filepath.Join(s.dir, journalFile)
 	var entries []bus.Entry
-	for len(data) >= 8 {
+	for len(data) >= recordHeader {
+		if crc32.Checksum(data[:4], castagnoli) != binary.BigEndian.Uint32(data[4:]) {
+			return nil, fmt.Errorf("%s: %w: the checksum of a record's length does not match", path, ErrDamaged)
+		}
 		n := binary.BigEndian.Uint32(data)
-		if uint64(n) > uint64(len(data)-8) {
+		if uint64(n) > uint64(len(data)-recordHeader) {
 			break
 		}
-		rec := data[8 : 8+n]
-		if crc32.Checksum(rec, crc32.MakeTable(crc32.Castagnoli)) != binary.BigEndian.Uint32(data[4:]) {
+		rec := data[recordHeader : recordHeader+n]
+		if crc32.Checksum(rec, castagnoli) != binary.BigEndian.Uint32(data[8:]) {
 			return nil, fmt.Errorf("%s: %w: the checksum of a record does not match", path, ErrDamaged)
 		}
 		var j journaled
@@ -164,51 +190,91 @@ func (s *Store) readJournal() ([]bus.Entry, error) {
 			return nil, fmt.Errorf("%s: %w: %w", path, ErrDamaged, err)
 		}
 		entries = append(entries, bus.Entry{Position: bus.Position{Epoch: j.Epoch, Seq: j.Seq}, Chain: j.Chain, Fact: fact})
-		data = data[8+n:]
+		data = data[recordHeader+n:]
 	}
 	return entries, nil
 }
 
 // Journal writes entries down before they count as applied; it is the Replica's Config.Journal.
-// Before the first Save there is no journal to write to, and nothing to add it to.
+// Before the first Save there is no journal to write to, and nothing to add it to. Where it cannot
+// be written (a full disk), the store is given up until a Save succeeds: to apply a revocation is
+// worth more than to be able to start without the bus, and an old store must not be started from.
 func (s *Store) Journal(entries []bus.Entry) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.journal == nil {
+	if s.journal == nil && !s.saving {
 		return nil
 	}
 	var buf []byte
 	for i := range entries {
-		body, err := bus.Encode(entries[i].Fact)
+		rec, err := encodeRecord(&entries[i])
 		if err != nil {
 			return err
 		}
-		rec, err := json.Marshal(journaled{entries[i].Epoch, entries[i].Seq, entries[i].Chain, entries[i].Fact.Kind(), body})
-		if err != nil {
-			return fmt.Errorf("writing the journal: %w", err)
+		if s.saving {
+			s.since = append(s.since, record{entries[i].Position, rec})
 		}
-		buf = binary.BigEndian.AppendUint32(buf, uint32(len(rec)))
-		buf = binary.BigEndian.AppendUint32(buf, crc32.Checksum(rec, crc32.MakeTable(crc32.Castagnoli)))
 		buf = append(buf, rec...)
 	}
+	if s.journal == nil {
+		return nil
+	}
+	// What does not follow (the replica took a checkpoint, or the log was begun anew) is written
+	// all the same: read back, it says that something is missing.
+	first := entries[0].Position
+	s.gap = s.gap || first.Epoch != s.last.Epoch || first.Seq != s.last.Seq+1
+	s.last = entries[len(entries)-1].Position
 	n, err := s.journal.Write(buf)
 	s.size += int64(n)
 	if err != nil {
-		return fmt.Errorf("writing %s: %w", s.journal.Name(), err)
+		return s.abandonLocked(fmt.Errorf("writing %s: %w", s.journal.Name(), err))
 	}
 	return nil
 }
 
+// abandonLocked removes what is on disk, which is about to be behind what is applied. Only if that
+// fails is it an error.
+func (s *Store) abandonLocked(cause error) error {
+	s.journal.Close()
+	s.journal, s.saving = nil, false
+	for _, name := range []string{checkpointFile, journalFile} {
+		if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%w; and removing the store failed: %w", cause, err)
+		}
+	}
+	return nil
+}
+
+func encodeRecord(en *bus.Entry) ([]byte, error) {
+	body, err := bus.Encode(en.Fact)
+	if err != nil {
+		return nil, err
+	}
+	rec, err := json.Marshal(journaled{en.Epoch, en.Seq, en.Chain, en.Fact.Kind(), body})
+	if err != nil {
+		return nil, fmt.Errorf("writing the journal: %w", err)
+	}
+	buf := binary.BigEndian.AppendUint32(make([]byte, 0, recordHeader+len(rec)), uint32(len(rec)))
+	buf = binary.BigEndian.AppendUint32(buf, crc32.Checksum(buf[:4], castagnoli))
+	buf = binary.BigEndian.AppendUint32(buf, crc32.Checksum(rec, castagnoli))
+	return append(buf, rec...), nil
+}
+
 // Save writes a new checkpoint of r and begins the journal anew. Either file is replaced whole
 // (temporary file, sync, rename), the checkpoint first: a crash between leaves a journal whose
-// older entries are passed over.
+// older entries are passed over. One Save at a time. A Replica that is not Ready is not saved.
 func (s *Store) Save(r *Replica) error {
-	r.mu.Lock()
-	empty := r.cur.Load().Position == (bus.Position{})
-	r.mu.Unlock()
-	if empty {
-		return nil
+	if !r.Snapshot().Ready {
+		return nil // who starts from half of the log would vouch by half of it
 	}
+	s.mu.Lock()
+	s.saving, s.since = true, nil
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.saving, s.since = false, nil
+		s.mu.Unlock()
+	}()
 	img, at, err := r.Image()
 	if err != nil {
 		return err
@@ -219,25 +285,24 @@ func (s *Store) Save(r *Replica) error {
 	return s.restartJournal(r, at)
 }
 
-// restartJournal begins a journal that holds what was applied behind the image, which is what the
-// old one has behind it.
+// restartJournal begins a journal that holds what was applied behind the image.
 func (s *Store) restartJournal(r *Replica, at bus.Cursor) error {
 	r.mu.Lock() // nothing is applied meanwhile
 	defer r.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var since []byte
-	if s.journal != nil {
-		all, err := s.journalBehind(at.Position)
-		if err != nil {
-			return err
-		}
-		since = all
-	} else if r.cur.Load().Position != at.Position {
-		// The first journal of this process: what came since the image was written nowhere.
-		return nil
+	if !s.saving {
+		return errors.New("writing the store: the journal failed meanwhile, and took the checkpoint with it")
 	}
-	if err := s.replace(journalFile, since); err != nil {
+	var content []byte
+	last, gap := at.Position, false
+	for _, rec := range s.since {
+		if last.Before(rec.at) {
+			gap = gap || rec.at.Epoch != last.Epoch || rec.at.Seq != last.Seq+1
+			content, last = append(content, rec.bytes...), rec.at
+		}
+	}
+	if err := s.replace(journalFile, content); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(filepath.Join(s.dir, journalFile), os.O_WRONLY|os.O_APPEND, 0o600)
@@ -247,31 +312,8 @@ func (s *Store) restartJournal(r *Replica, at bus.Cursor) error {
 	if s.journal != nil {
 		s.journal.Close()
 	}
-	s.journal, s.size, s.begun = f, int64(len(since)), time.Now()
+	s.journal, s.size, s.begun, s.last, s.gap = f, int64(len(content)), time.Now(), last, gap
 	return nil
-}
-
-// journalBehind gives the records of the journal behind a position, as they stand there.
-func (s *Store) journalBehind(at bus.Position) ([]byte, error) {
-	data, err := s.read(journalFile)
-	if err != nil {
-		return nil, err
-	}
-	for len(data) >= 8 {
-		n := int(binary.BigEndian.Uint32(data))
-		if n > len(data)-8 {
-			return nil, io.ErrUnexpectedEOF
-		}
-		var j journaled
-		if err := json.Unmarshal(data[8:8+n], &j); err != nil {
-			return nil, err
-		}
-		if at.Before(bus.Position{Epoch: j.Epoch, Seq: j.Seq}) {
-			return data, nil
-		}
-		data = data[8+n:]
-	}
-	return nil, nil
 }
 
 // replace writes a file so that a reader sees the old content or the new, whole.
@@ -283,47 +325,17 @@ func (s *Store) replace(name string, content []byte) error {
 	return nil
 }
 
-// WriteFile replaces a file whole, readable by its owner alone: temporary file, sync, rename, and
-// a sync of the folder.
-func WriteFile(path string, content []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp*") // 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err = f.Write(content); err != nil {
-		return err
-	}
-	if err = f.Sync(); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
-}
-
 // Keep saves r whenever it is worth it, until ctx ends, and once more then: as soon as r is first
-// ready, and when the journal has become long or old. A failure is handed to failed, and tried again.
+// ready, when the journal has become long or old, and when it no longer leads to what is applied.
+// A failure is handed to failed, and tried again after a pause.
 func (s *Store) Keep(ctx context.Context, r *Replica, failed func(error)) {
+	var again time.Time
 	for {
 		changed := r.Changed()
-		if s.due(r) {
+		if s.due(r) && time.Now().After(again) {
 			if err := s.Save(r); err != nil {
 				failed(err)
+				again = time.Now().Add(keepAgain)
 			}
 		}
 		select {
@@ -338,12 +350,13 @@ func (s *Store) Keep(ctx context.Context, r *Replica, failed func(error)) {
 }
 
 func (s *Store) due(r *Replica) bool {
-	if !r.Snapshot().Ready {
+	snap := r.Snapshot()
+	if !snap.Ready {
 		return false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.journal == nil || s.size > journalLimit || time.Since(s.begun) > journalAge
+	return s.journal == nil || s.gap || s.last.Before(snap.Position) || s.size > journalLimit || time.Since(s.begun) > journalAge
 }
 
 // Close ends the journal.
