@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,6 +44,7 @@ type Record struct {
 // any goroutine; each is tried again for some seconds while the bus does not answer.
 type Bucket struct {
 	name   string
+	conn   *Conn
 	kv     jetstream.KeyValue
 	stream jetstream.Stream
 	sealer *keyring.Sealer
@@ -50,13 +53,20 @@ type Bucket struct {
 
 const recordFormat = 0x01
 
+// MaxName is the greatest length of a record's name. A longer subject would have the server close
+// the connection of the issuer that uses it.
+const MaxName = 3072
+
+// listPage is how many records List asks for at once; the server answers for at most 1024.
+const listPage = 256
+
 // markerTTL is how long the server keeps the marker that a deletion leaves.
 const markerTTL = time.Minute
 
 // OpenBucket opens a bucket, and makes it where it is absent.
 func OpenBucket(ctx context.Context, c *Conn, name string, master *keyring.MasterKey, replicas int) (*Bucket, error) {
 	full := c.subjects.bucket(name)
-	b := &Bucket{name: name, sealer: master.Sealer("bucket " + name), prefix: "$KV." + full + "."}
+	b := &Bucket{name: name, conn: c, sealer: master.Sealer("bucket " + name), prefix: "$KV." + full + "."}
 	err := retry(ctx, func(ctx context.Context) (err error) {
 		b.kv, err = c.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
 			Bucket: full, Description: "sidekey: sealed " + name, History: 1, Storage: jetstream.FileStorage, Replicas: max(replicas, 1),
@@ -80,6 +90,9 @@ func OpenBucket(ctx context.Context, c *Conn, name string, master *keyring.Maste
 // Get reads a record, or gives ErrNotFound. In a cluster a read may come from a follower and be
 // late: decide by Create, Update or Delete, never by a Get alone.
 func (b *Bucket) Get(ctx context.Context, name string) (Record, error) {
+	if err := b.checkName(name); err != nil {
+		return Record{}, err
+	}
 	var entry jetstream.KeyValueEntry
 	err := retry(ctx, func(ctx context.Context) (err error) {
 		entry, err = b.kv.Get(ctx, name)
@@ -100,6 +113,9 @@ func (b *Bucket) Get(ctx context.Context, name string) (Record, error) {
 
 // Create writes a record that is not there, or gives ErrExists.
 func (b *Bucket) Create(ctx context.Context, name string, value []byte) (uint64, error) {
+	if err := b.checkName(name); err != nil {
+		return 0, err
+	}
 	sealed := b.seal(name, 1, value)
 	rev, err := b.write(ctx, func(ctx context.Context) (uint64, error) { return b.kv.Create(ctx, name, sealed) }, name, sealed)
 	if errors.Is(err, ErrConflict) {
@@ -128,23 +144,46 @@ func (b *Bucket) Once(ctx context.Context, name string, fresh func() ([]byte, er
 
 // Update replaces the record that has this revision, or gives ErrConflict.
 func (b *Bucket) Update(ctx context.Context, name string, value []byte, revision uint64) (uint64, error) {
+	if err := b.checkName(name); err != nil {
+		return 0, err
+	}
+	if revision == 0 { // which KV takes for "not there": no record has it
+		return 0, ErrConflict
+	}
 	sealed := b.seal(name, revision+1, value)
 	return b.write(ctx, func(ctx context.Context) (uint64, error) { return b.kv.Update(ctx, name, sealed, revision) }, name, sealed)
 }
 
 // Delete removes the record that has this revision, or gives ErrConflict.
 func (b *Bucket) Delete(ctx context.Context, name string, revision uint64) error {
+	if err := b.checkName(name); err != nil {
+		return err
+	}
+	if revision == 0 { // which KV takes for "any": no record has it
+		return ErrConflict
+	}
+	tried := 0
 	err := retry(ctx, func(ctx context.Context) error {
+		tried++
 		return b.kv.Purge(ctx, name, jetstream.LastRevision(revision), jetstream.PurgeTTL(markerTTL))
 	})
 	switch {
 	case wrongRevision(err):
-		if _, gerr := b.kv.Get(ctx, name); errors.Is(gerr, jetstream.ErrKeyNotFound) {
-			return nil // our own attempt, whose answer was lost, or somebody else's: it is gone
+		if tried > 1 {
+			if _, gerr := b.kv.Get(ctx, name); errors.Is(gerr, jetstream.ErrKeyNotFound) {
+				return nil // our own first attempt, whose answer was lost
+			}
 		}
 		return ErrConflict
 	case err != nil:
 		return fmt.Errorf("deleting a record of bucket %s: %w", b.name, err)
+	}
+	return nil
+}
+
+func (b *Bucket) checkName(name string) error {
+	if name == "" || len(name) > MaxName {
+		return fmt.Errorf("using bucket %s: a name has 1 to %d bytes, not %d", b.name, MaxName, len(name))
 	}
 	return nil
 }
@@ -177,36 +216,57 @@ func wrongRevision(err error) bool {
 	return errors.Is(err, jetstream.ErrKeyExists) || errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence
 }
 
-// List reads the records under a filter (see Matches), in no particular order. One that is deleted
-// meanwhile may be missing.
+// List reads the records under a filter (see Matches), in no particular order. One that is written
+// meanwhile is there or not, whole.
 func (b *Bucket) List(ctx context.Context, filter string) ([]Record, error) {
-	names, err := b.names(ctx, filter)
+	var recs []Record
+	err := b.each(ctx, filter, func(m *jetstream.RawStreamMsg) error {
+		name := strings.TrimPrefix(m.Subject, b.prefix)
+		_, value, err := b.open(name, m.Data)
+		if err == nil {
+			recs = append(recs, Record{Name: name, Value: value, Revision: m.Sequence})
+		}
+		return err
+	})
+	return recs, err
+}
+
+// Count tells how many records stand under a filter.
+func (b *Bucket) Count(ctx context.Context, filter string) (n int, err error) {
+	err = b.each(ctx, filter, func(*jetstream.RawStreamMsg) error { n++; return nil })
+	return n, err
+}
+
+// each calls fn with every message under a filter that is a record, and not the marker that a
+// deletion leaves.
+func (b *Bucket) each(ctx context.Context, filter string, fn func(*jetstream.RawStreamMsg) error) error {
+	subjects, err := b.subjects(ctx, filter)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	recs := make([]Record, 0, len(names))
-	for _, name := range names {
-		rec, err := b.Get(ctx, name)
-		if errors.Is(err, ErrNotFound) {
-			continue
-		}
+	for page := range slices.Chunk(subjects, listPage) {
+		var msgs []*jetstream.RawStreamMsg
+		err := retry(ctx, func(ctx context.Context) (err error) {
+			msgs, err = lastOf(ctx, b.conn, b.stream.CachedInfo().Config.Name, page)
+			return err
+		})
 		if err != nil {
-			return nil, err
+			return fmt.Errorf("listing bucket %s: %w", b.name, err)
 		}
-		recs = append(recs, rec)
+		for _, m := range msgs {
+			if m.Header.Get("KV-Operation") != "" || m.Header.Get("Nats-Marker-Reason") != "" {
+				continue
+			}
+			if err := fn(m); err != nil {
+				return err
+			}
+		}
 	}
-	return recs, nil
+	return nil
 }
 
-// Count tells how many records stand under a filter, by one call.
-func (b *Bucket) Count(ctx context.Context, filter string) (int, error) {
-	names, err := b.names(ctx, filter)
-	return len(names), err
-}
-
-// names asks the server for the subjects under a filter. A deleted record leaves a marker, which
-// counts until markerTTL has passed.
-func (b *Bucket) names(ctx context.Context, filter string) ([]string, error) {
+// subjects asks the server for the subjects under a filter, of records and of markers.
+func (b *Bucket) subjects(ctx context.Context, filter string) ([]string, error) {
 	if filter == "" {
 		filter = ">"
 	}
@@ -218,11 +278,7 @@ func (b *Bucket) names(ctx context.Context, filter string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing bucket %s: %w", b.name, err)
 	}
-	names := make([]string, 0, len(info.State.Subjects))
-	for subject := range info.State.Subjects {
-		names = append(names, strings.TrimPrefix(subject, b.prefix))
-	}
-	return names, nil
+	return slices.Collect(maps.Keys(info.State.Subjects)), nil
 }
 
 func (b *Bucket) seal(name string, version uint64, value []byte) []byte {

@@ -134,23 +134,42 @@ func (r *Reader) manifest(ctx context.Context) (*manifest, error) {
 
 // last reads a subject's newest message by direct get, or gives ErrNotFound.
 func (r *Reader) last(ctx context.Context, stream, subject string) (*jetstream.RawStreamMsg, error) {
-	if !r.conn.Connected() {
-		return nil, fmt.Errorf("reading %s: %w", subject, nats.ErrDisconnected)
-	}
-	msgs, err := jetstreamext.GetLastMsgsFor(ctx, r.conn.js, stream, []string{subject})
+	msgs, err := lastOf(ctx, r.conn, stream, []string{subject})
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", subject, err)
 	}
+	if len(msgs) == 0 {
+		return nil, ErrNotFound
+	}
+	return msgs[0], nil
+}
+
+// lastOf reads the newest message of each subject, of those that have one, by direct get. A bus
+// that does not answer, or not to the end, is nats.ErrTimeout: silence is not absence.
+func lastOf(ctx context.Context, c *Conn, stream string, subjects []string) ([]*jetstream.RawStreamMsg, error) {
+	if !c.Connected() { // a request that cannot be sent would leave its subscription behind
+		return nil, nats.ErrDisconnected
+	}
+	msgs, err := jetstreamext.GetLastMsgsFor(ctx, c.js, stream, subjects)
+	if err != nil {
+		return nil, err
+	}
+	var all []*jetstream.RawStreamMsg
+	complete := false
 	for m, err := range msgs {
 		if errors.Is(err, jetstreamext.ErrNoMessages) {
-			return nil, ErrNotFound
+			return nil, nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", subject, err)
+			return nil, err
 		}
-		return m, nil
+		all = append(all, m)
+		complete = m.Header.Get("Nats-Num-Pending") == "0"
 	}
-	return nil, fmt.Errorf("reading %s: %w", subject, nats.ErrTimeout) // silence is not absence
+	if !complete {
+		return nil, nats.ErrTimeout
+	}
+	return all, nil
 }
 
 // newest gives the newest sequence of each kind: what the log holds, and for what it holds no
@@ -160,32 +179,16 @@ func (r *Reader) newest(ctx context.Context, m *manifest) (map[Kind]uint64, erro
 	if m != nil {
 		maps.Copy(last, m.Last)
 	}
-	err := retry(ctx, func(ctx context.Context) error {
-		if !r.conn.Connected() {
-			return nats.ErrDisconnected
-		}
-		msgs, err := jetstreamext.GetLastMsgsFor(ctx, r.conn.js, r.conn.subjects.logStream(), []string{r.conn.subjects.log(Any)})
-		if err != nil {
-			return err
-		}
-		err = nats.ErrTimeout // unless there is an answer
-		for msg, merr := range msgs {
-			if errors.Is(merr, jetstreamext.ErrNoMessages) {
-				return nil
-			}
-			if err = merr; err != nil {
-				return err
-			}
-			kind := kindOf(msg.Subject)
-			last[kind] = max(last[kind], msg.Sequence)
-			if msg.Header.Get("Nats-Num-Pending") != "0" {
-				err = nats.ErrTimeout
-			}
-		}
+	var msgs []*jetstream.RawStreamMsg
+	err := retry(ctx, func(ctx context.Context) (err error) {
+		msgs, err = lastOf(ctx, r.conn, r.conn.subjects.logStream(), []string{r.conn.subjects.log(Any)})
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reading the newest entry of each kind: %w", err)
+	}
+	for _, m := range msgs {
+		last[kindOf(m.Subject)] = max(last[kindOf(m.Subject)], m.Sequence)
 	}
 	return last, nil
 }

@@ -3,6 +3,7 @@ package bustest
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"sort"
 	"sync"
 
@@ -38,6 +39,9 @@ func (b *Bucket) Get(_ context.Context, name string) (bus.Record, error) {
 
 // Create is *bus.Bucket's.
 func (b *Bucket) Create(_ context.Context, name string, value []byte) (uint64, error) {
+	if name == "" || len(name) > bus.MaxName {
+		return 0, fmt.Errorf("using a bucket: a name has 1 to %d bytes, not %d", bus.MaxName, len(name))
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if _, ok := b.records[name]; ok {
