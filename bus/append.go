@@ -87,9 +87,12 @@ func OpenLog(ctx context.Context, c *Conn, cfg LogConfig) (*Log, error) {
 		return nil, err
 	}
 	m, err := l.manifest(ctx)
-	if err == nil {
+	switch {
+	case err == nil && m.Epoch >= l.epoch:
 		l.head = m.cursor()
-	} else if !errors.Is(err, ErrNotFound) {
+	case err == nil:
+		m = nil // of a stream that is gone
+	case !errors.Is(err, ErrNotFound):
 		return nil, err
 	}
 	if l.last, err = l.newest(ctx, m); err != nil {

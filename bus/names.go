@@ -65,3 +65,16 @@ func decodePart(enc string) (string, error) {
 	}
 	return string(part), nil
 }
+
+// Parts gives the parts that Name made a name of.
+func Parts(name string) ([]string, error) {
+	parts := strings.Split(name, ".")
+	for i, enc := range parts {
+		part, err := decodePart(enc)
+		if err != nil {
+			return nil, err
+		}
+		parts[i] = part
+	}
+	return parts, nil
+}

@@ -135,6 +135,9 @@ func (h *Holder) Applied(at bus.Position, chain func(seq uint64) (bus.Chain, boo
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.applied = at
+	if l := h.cur.Load(); l != nil && at.Epoch > l.Position.Epoch {
+		h.cur.Store(nil) // it was granted by a log that is gone
+	}
 	if h.kept != nil && !at.Before(h.kept.Position) && !at.Before(h.floor) && at.Epoch == h.kept.Position.Epoch {
 		if h.kept.Vouches(h.cfg.Clock()) {
 			h.cur.Store(h.kept)

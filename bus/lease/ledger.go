@@ -253,6 +253,17 @@ func (r *run) place(at bus.Position, now Reading) (place int, left time.Duration
 	return place, left
 }
 
+// Blanket gives the Holdings of agents of whose leases nothing is known any more, since the log that
+// recorded them is lost: each may hold the longest one there is (PROTOCOL 5). No run of theirs can be
+// told from another, so none of them is settled by an acknowledgement.
+func Blanket(agents []string, at bus.Position) []Holding {
+	held := make([]Holding, 0, len(agents))
+	for _, name := range agents {
+		held = append(held, Holding{Agent: name, Run: "*", Grants: []GrantedAt{{Position: at, Length: MaxLength, Mode: Refuse}}})
+	}
+	return held
+}
+
 // Holdings gives what is not certainly over, for a checkpoint.
 func (l *Ledger) Holdings() []Holding {
 	l.mu.Lock()

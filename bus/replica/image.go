@@ -58,8 +58,20 @@ type imageBucket struct {
 func (r *Replica) Image() ([]byte, bus.Cursor, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	at := bus.Cursor{Position: r.cur.Load().Position, Chain: r.chain}
+	img, err := r.imageLocked(at)
+	return img, at, err
+}
+
+// ImageAt is an Image that stands at another cursor: where a log that is begun anew begins.
+func (r *Replica) ImageAt(at bus.Cursor) ([]byte, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.imageLocked(at)
+}
+
+func (r *Replica) imageLocked(at bus.Cursor) ([]byte, error) {
 	snap := r.cur.Load()
-	at := bus.Cursor{Position: snap.Position, Chain: r.chain}
 	h := imageHeader{
 		Epoch: at.Epoch, Seq: at.Seq, Chain: at.Chain,
 		Issuer: snap.Ring.Issuer(), Aud: snap.Ring.Audience(), Dropped: r.revoked.dropped.Load(),
@@ -83,14 +95,14 @@ func (r *Replica) Image() ([]byte, bus.Cursor, error) {
 	})
 	head, err := json.Marshal(h)
 	if err != nil {
-		return nil, at, fmt.Errorf("making an image at entry %d: %w", at.Seq, err)
+		return nil, fmt.Errorf("making an image at entry %d: %w", at.Seq, err)
 	}
 	img := make([]byte, 0, len(imageMagic)+4+len(head)+len(packed)+sha256.Size)
 	img = append(img, imageMagic...)
 	img = binary.BigEndian.AppendUint32(img, uint32(len(head)))
 	img = append(append(img, head...), packed...)
 	sum := sha256.Sum256(img)
-	return append(img, sum[:]...), at, nil
+	return append(img, sum[:]...), nil
 }
 
 // keysLocked gives the key facts ordered by creation and id, so that images are reproducible.

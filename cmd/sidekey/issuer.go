@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"crypto/ed25519"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -63,6 +65,7 @@ type issuerProcess struct {
 	conn       *bus.Conn
 	authority  *keyring.Authority
 	buckets    map[string]*bus.Bucket
+	store      *replica.Store // this issuer's own copy of the log
 	entries    *bus.Log
 	replica    *replica.Replica
 	fleet      *bus.Fleet
@@ -208,14 +211,70 @@ func (p *issuerProcess) openState(ctx context.Context) error {
 	return nil
 }
 
-// openLog opens the log.
+// openLog opens the log. What this issuer saw acknowledged is on its own disk too: a log that lacks some of it is
+// begun anew from there.
 func (p *issuerProcess) openLog(ctx context.Context) (err error) {
-	p.entries, err = bus.OpenLog(ctx, p.conn, bus.LogConfig{Authority: p.authority, Issuer: p.cfg.Agent.Name})
-	if err != nil {
+	if p.store, err = replica.OpenStore(filepath.Join(p.cfg.DataDir, "log"), p.authority.Public()); err != nil {
+		return err
+	}
+	p.onClose(func() { p.store.Close() })
+	known := replica.New(replica.Config{})
+	if _, err := p.store.Restore(known); err != nil {
+		p.log.Error("this issuer's own copy of the log is of no use: it cannot tell whether the bus has lost entries", "error", err)
+	}
+	cfg := bus.LogConfig{Authority: p.authority, Issuer: p.cfg.Agent.Name}
+	if p.entries, err = bus.OpenLog(ctx, p.conn, cfg); err != nil {
 		return err
 	}
 	p.onClose(func() { p.entries.Close() })
+	lacks, err := p.entries.Lacks(ctx, known.Cursor())
+	if err != nil || !lacks {
+		return err
+	}
+	if err := p.beginAnew(ctx, cfg, known); err != nil {
+		return err
+	}
+	p.entries, err = bus.OpenLog(ctx, p.conn, cfg)
+	return err
+}
+
+// beginAnew makes a log that has lost entries anew, from this issuer's own copy, and says so loudly.
+func (p *issuerProcess) beginAnew(ctx context.Context, cfg bus.LogConfig, known *replica.Replica) error {
+	p.log.Error("THE LOG HAS LOST ENTRIES that were acknowledged; beginning it anew from this issuer's own copy",
+		"epoch", known.Cursor().Epoch, "known_seq", known.Cursor().Seq)
+	agents, err := p.agentNames(ctx)
+	if err != nil {
+		return err
+	}
+	held, err := json.Marshal(lease.Blanket(agents, known.Cursor().Position))
+	if err != nil {
+		return err
+	}
+	p.entries.Close()
+	at, err := bus.BeginAnew(ctx, p.conn, cfg, known.Cursor(), known.ImageAt, held)
+	if err != nil {
+		return err
+	}
+	p.log.Error("the log was begun anew: every agent reads it from its checkpoint, and receipts wait for the longest lease",
+		"epoch", at.Epoch, "seq", at.Seq, "revocations", known.Revocations())
 	return nil
+}
+
+// agentNames names the agents that may hold a lease.
+func (p *issuerProcess) agentNames(ctx context.Context) ([]string, error) {
+	recs, err := p.buckets[bus.BucketAgents].List(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, 0, len(recs))
+	for _, rec := range recs {
+		name, err := bus.Parts(rec.Name)
+		if err != nil {
+			return nil, fmt.Errorf("reading the names of the agents: %w", err)
+		}
+		names = append(names, name[0])
+	}
+	return names, nil
 }
 
 // openParts builds the replica, the fleet and the issuer on them.
@@ -223,7 +282,10 @@ func (p *issuerProcess) openParts(context.Context) (err error) {
 	feed := issuer.NewFeed()
 	p.openLeases()
 	p.replica = replica.New(replica.Config{
-		Open: issuer.OpenSecret(p.buckets[bus.BucketKeys]), Journal: func(entries []bus.Entry) error { p.books.Note(entries); return feed.Note(entries) },
+		Open: issuer.OpenSecret(p.buckets[bus.BucketKeys]), Journal: func(entries []bus.Entry) error {
+			p.books.Note(entries)
+			return errors.Join(feed.Note(entries), p.store.Journal(entries))
+		},
 		Logger: p.log.Named("replica"),
 	})
 	p.fleet, err = bus.OpenFleet(p.conn, p.buckets[bus.BucketAgents], p.register)
@@ -307,6 +369,12 @@ func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer stop()
+	g.Go(func() error {
+		p.store.Keep(ctx, p.replica, func(err error) {
+			p.log.Error("could not write this issuer's copy of the log, trying again", "error", err)
+		})
+		return nil
+	})
 	g.Go(func() error { p.granter.Run(ctx); return nil })
 	g.Go(func() error { p.books.Run(ctx); return nil })
 	g.Go(func() error { return p.issuer.Run(ctx) })

@@ -1,0 +1,100 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// errSeen ends a look at the log.
+var errSeen = errors.New("seen")
+
+// Lacks tells whether the log has lost entries that this issuer knows, by its own disk, up to a
+// cursor: the stream ends before it, or was made anew without what it held. The log has to be begun
+// anew then (BeginAnew). ErrRollback: the log has other entries there; somebody put an old copy back
+// and went on from it, and which of the two is right is for a person to say. Ask before anything is
+// appended.
+func (l *Log) Lacks(ctx context.Context, known Cursor) (bool, error) {
+	switch {
+	case known.Position == (Position{}):
+		return false, nil
+	case l.head.Epoch > known.Epoch:
+		// Whoever begins a log anew writes a checkpoint of what it knows before anything else.
+		m, err := l.manifest(ctx)
+		if errors.Is(err, ErrNotFound) {
+			return true, nil
+		}
+		return err == nil && m.Epoch < l.head.Epoch, err
+	case l.head.Position.Before(known.Position):
+		return true, nil
+	}
+	err := l.Follow(ctx, known, func([]Entry, uint64) error { return errSeen })
+	if errors.Is(err, errSeen) || errors.Is(err, ErrBehind) {
+		return false, nil
+	}
+	return false, fmt.Errorf("comparing the log with what this issuer knew of it at entry %d: %w", known.Seq, err)
+}
+
+// BeginAnew makes the log anew, under a later epoch, from the state that an issuer holds: the stream
+// begins above every sequence ever seen, so that a receipt's sequence keeps its meaning, and behind a
+// checkpoint of that state, so that nothing known is lost. image gives the state as of the cursor that
+// it is told, held who may hold leases. No Log may be open on the connection's streams meanwhile, and
+// OpenLog opens the new one.
+func BeginAnew(ctx context.Context, c *Conn, cfg LogConfig, known Cursor, image func(Cursor) ([]byte, error), held []byte) (Position, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	stream := c.logStream(max(cfg.Replicas, 1))
+	last, err := c.lastSeq(ctx, stream.Name)
+	if err != nil {
+		return Position{}, err
+	}
+	// Not the very next sequence: an entry that this issuer has not seen may have been acknowledged.
+	const gap = 1 << 20
+	at := Cursor{Chain: known.Chain, Position: Position{
+		Epoch: max(uint64(cfg.Now().UnixMilli()), known.Epoch+1), Seq: max(known.Seq, last) + gap,
+	}}
+	stream.FirstSeq = at.Seq + 1
+	stream.Metadata = map[string]string{metaEpoch: strconv.FormatUint(at.Epoch, 10)}
+	img, err := image(at)
+	if err != nil {
+		return Position{}, err
+	}
+	err = retry(ctx, func(ctx context.Context) error {
+		if err := c.js.DeleteStream(ctx, stream.Name); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+			return err
+		}
+		_, err := c.js.CreateStream(ctx, stream)
+		return err
+	})
+	if err != nil {
+		return Position{}, fmt.Errorf("beginning the log anew: %w", err)
+	}
+	l := &Log{Reader: NewReader(c, cfg.Authority.Public()), cfg: cfg, epoch: at.Epoch, head: at}
+	if err := l.WriteCheckpoint(ctx, at, img, held); err != nil {
+		return Position{}, fmt.Errorf("beginning the log anew: %w", err)
+	}
+	return at.Position, nil
+}
+
+// lastSeq is a stream's last sequence, 0 where there is no such stream.
+func (c *Conn) lastSeq(ctx context.Context, name string) (last uint64, err error) {
+	err = retry(ctx, func(ctx context.Context) error {
+		s, err := c.js.Stream(ctx, name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return nil
+		}
+		if err == nil {
+			last = s.CachedInfo().State.LastSeq
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("looking at stream %s: %w", name, err)
+	}
+	return last, nil
+}
