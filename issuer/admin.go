@@ -119,12 +119,6 @@ func numericDate(t time.Time) int64 {
 	return t.Unix()
 }
 
-// receiptAnswer is a Receipt with its elapsed time.
-type receiptAnswer struct {
-	Receipt
-	ElapsedMS int64 `json:"elapsed_ms"`
-}
-
 func (i *Issuer) adminListKeys(r *http.Request) (int, any, error) {
 	all, err := i.ListKeys(r.Context())
 	keys := make([]keyAnswer, len(all))
@@ -132,24 +126,6 @@ func (i *Issuer) adminListKeys(r *http.Request) (int, any, error) {
 		keys[at] = newKeyAnswer(&all[at])
 	}
 	return http.StatusOK, map[string]any{"keys": keys}, err
-}
-
-// wait are the members that say what to wait for. This version waits for nothing but the log.
-type wait struct {
-	Wait    string `json:"wait"`
-	Timeout string `json:"timeout"`
-}
-
-func (w *wait) check() error {
-	if w.Wait != "" && w.Wait != "none" {
-		return &InputError{"wait", `must be "none": this version does not wait for the fleet`}
-	}
-	if w.Timeout != "" {
-		if d, err := time.ParseDuration(w.Timeout); err != nil || d < 0 {
-			return &InputError{"timeout", `must be a duration, such as "5s"`}
-		}
-	}
-	return nil
 }
 
 // keyStatus answers 200 when what was asked for is so, 202 while it waits.
@@ -239,31 +215,27 @@ func (i *Issuer) adminRevoke(r *http.Request) (int, any, error) {
 	if err := in.wait.check(); err != nil {
 		return 0, nil, err
 	}
-	receipt, err := i.Revoke(r.Context(), in.Target)
-	if err != nil {
-		return 0, nil, err
-	}
-	return http.StatusOK, receiptAnswer{*receipt, receipt.Elapsed.Milliseconds()}, nil
+	receipt, err := i.RevokeAndAwait(r.Context(), in.Target, in.limit())
+	return receiptStatus(receipt, &in.wait, err)
 }
 
 func (i *Issuer) adminListRevocations(*http.Request) (int, any, error) {
 	return http.StatusOK, map[string]any{"revocations": i.Feed.Recent(), "live": i.Replica.Revocations()}, nil
 }
 
-// adminReceipt gives a revocation's receipt as it now stands.
+// adminReceipt gives the receipt of the entry at a sequence as it now stands, whichever issuer
+// appended it, and whatever it says: a revocation, or a key's next state.
 func (i *Issuer) adminReceipt(r *http.Request) (int, any, error) {
 	seq, err := strconv.ParseUint(r.PathValue("seq"), 10, 64)
 	if err != nil {
 		return 0, nil, &InputError{"seq", "must be a sequence of the log"}
 	}
-	for _, s := range i.Feed.Recent() {
-		if s.Seq == seq {
-			pos := bus.Position{Epoch: i.Replica.Snapshot().Position.Epoch, Seq: seq}
-			receipt, err := i.receipt(r.Context(), pos)
-			return http.StatusOK, receiptAnswer{Receipt: receipt}, err
-		}
+	read := i.Replica.Snapshot().Position
+	if seq == 0 || seq > read.Seq {
+		return 0, nil, fmt.Errorf("reading the receipt of entry %d: this issuer has read %d: %w", seq, read.Seq, ErrNotFound)
 	}
-	return 0, nil, fmt.Errorf("reading revocation %d: %w", seq, ErrNotFound)
+	receipt, err := i.Await(r.Context(), bus.Position{Epoch: read.Epoch, Seq: seq}, 0)
+	return receiptStatus(receipt, new(wait), err)
 }
 
 func (i *Issuer) adminListAgents(r *http.Request) (int, any, error) {
@@ -297,11 +269,12 @@ func (i *Issuer) adminListSessions(r *http.Request) (int, any, error) {
 }
 
 func (i *Issuer) adminEndSession(r *http.Request) (int, any, error) {
-	receipt, err := i.EndSession(r.Context(), r.PathValue("sid"), "ended by an administrator")
+	w, err := queryWait(r)
 	if err != nil {
 		return 0, nil, err
 	}
-	return http.StatusOK, receiptAnswer{*receipt, receipt.Elapsed.Milliseconds()}, nil
+	receipt, err := i.EndSession(r.Context(), r.PathValue("sid"), "ended by an administrator", w.limit())
+	return receiptStatus(receipt, w, err)
 }
 
 func (i *Issuer) adminListUsers(r *http.Request) (int, any, error) {
@@ -324,17 +297,44 @@ func (i *Issuer) adminUser(r *http.Request) (int, any, error) {
 }
 
 func (i *Issuer) adminChangeUser(r *http.Request) (int, any, error) {
-	var in UserChange
+	var in struct {
+		UserChange
+		wait
+	}
 	if err := readJSON(r, &in); err != nil {
 		return 0, nil, err
 	}
-	if in == (UserChange{}) {
+	if in.UserChange == (UserChange{}) {
 		return 0, nil, &bodyError{http.StatusBadRequest, "the body names nothing to change"}
 	}
-	user, err := i.ChangeUser(r.Context(), r.PathValue("username"), in)
-	return http.StatusOK, user, err
+	if err := in.wait.check(); err != nil {
+		return 0, nil, err
+	}
+	var user *User
+	receipt, err := i.settled(r.Context(), in.limit(), func() (cut bus.Position, err error) {
+		user, cut, err = i.changeUser(r.Context(), r.PathValue("username"), in.UserChange)
+		return cut, err
+	})
+	status, answer, err := receiptStatus(receipt, &in.wait, err)
+	if err != nil || !in.fleet() || receipt == nil {
+		return http.StatusOK, user, err // nothing was withdrawn, or nobody is waited for
+	}
+	return status, struct {
+		*User
+		*receiptAnswer
+	}{user, answer.(*receiptAnswer)}, nil
 }
 
 func (i *Issuer) adminDeleteUser(r *http.Request) (int, any, error) {
-	return http.StatusNoContent, nil, i.DeleteUser(r.Context(), r.PathValue("username"))
+	w, err := queryWait(r)
+	if err != nil {
+		return 0, nil, err
+	}
+	receipt, err := i.settled(r.Context(), w.limit(), func() (bus.Position, error) {
+		return i.deleteUser(r.Context(), r.PathValue("username"))
+	})
+	if err != nil || !w.fleet() {
+		return http.StatusNoContent, nil, err
+	}
+	return receiptStatus(receipt, w, nil)
 }

@@ -39,47 +39,36 @@ func (t *Target) check() error {
 	return nil
 }
 
-// Receipt says where a revocation stands in the log, and who has acknowledged it when the receipt
-// was made. Nothing is waited for but the log and this issuer itself, so Confirmed is never true.
-type Receipt struct {
-	Seq       uint64        `json:"seq"`
-	Confirmed bool          `json:"confirmed"`
-	Applied   []string      `json:"applied"`
-	Fenced    []string      `json:"fenced"`
-	Pending   []string      `json:"pending"`
-	Elapsed   time.Duration `json:"-"`
-}
-
 // Revoke withdraws a token, a session, or everything of a user or client. The entry is durable,
 // the session's record closed, and this issuer itself refuses, when it returns. The errors are
 // *InputError, *keyring.Denial (of the token given) and ErrUnavailable; after the last the
-// revocation may be in the log: asking again is harmless.
+// revocation may be in the log: asking again is harmless. The receipt is as it stands then; it is
+// of the last entry that the revocation needed (PROTOCOL 14), so that it covers them all.
 func (i *Issuer) Revoke(ctx context.Context, t Target) (*Receipt, error) {
-	began := i.now()
+	return i.RevokeAndAwait(ctx, t, 0)
+}
+
+// RevokeAndAwait is Revoke and then Await.
+func (i *Issuer) RevokeAndAwait(ctx context.Context, t Target, timeout time.Duration) (*Receipt, error) {
 	if err := t.check(); err != nil {
 		return nil, err
 	}
-	pos, err := i.revoke(ctx, &t)
+	return i.settled(ctx, timeout, func() (bus.Position, error) { return i.revoke(ctx, &t) })
+}
+
+// settled does something to the log and awaits its receipt, whose time counts from before. The
+// receipt is nil where nothing was appended.
+func (i *Issuer) settled(ctx context.Context, timeout time.Duration, do func() (bus.Position, error)) (*Receipt, error) {
+	began := time.Now()
+	pos, err := do()
+	if err != nil || pos == (bus.Position{}) {
+		return nil, err
+	}
+	r, err := i.Await(ctx, pos, timeout)
 	if err != nil {
 		return nil, err
 	}
-	r, err := i.receipt(ctx, pos)
-	if err != nil {
-		i.log.Warn("a revocation is done, but who has acknowledged it is not known", "seq", pos.Seq, "error", err)
-	}
-	r.Elapsed = i.now().Sub(began)
-	return &r, nil
-}
-
-// receipt asks who has acknowledged pos. It is of use also where that fails.
-func (i *Issuer) receipt(ctx context.Context, pos bus.Position) (Receipt, error) {
-	r := Receipt{Seq: pos.Seq, Applied: []string{}, Fenced: []string{}, Pending: []string{}}
-	rec, err := i.Fleet.Receipt(ctx, pos)
-	if err != nil {
-		return r, unavailable("asking who has acknowledged", "the log", err)
-	}
-	r.Confirmed = rec.Settled()
-	r.Applied, r.Fenced, r.Pending = append(r.Applied, rec.Applied...), append(r.Fenced, rec.Fenced...), append(r.Pending, rec.Pending...)
+	r.Elapsed = time.Since(began)
 	return r, nil
 }
 
@@ -125,15 +114,26 @@ func (i *Issuer) revokeSession(ctx context.Context, sid, reason string) (bus.Pos
 	if err != nil {
 		return pos, err
 	}
-	return pos, i.closeByID(ctx, sid, reason, until)
+	again, err := i.closeByID(ctx, sid, reason, until)
+	return later(pos, again), err
 }
 
-func (i *Issuer) closeByID(ctx context.Context, sid, reason string, until int64) error {
+// closeByID is closeSession for who does not know the subject.
+func (i *Issuer) closeByID(ctx context.Context, sid, reason string, until int64) (again bus.Position, err error) {
 	recs, _, err := i.listSessions(ctx, bus.Filter(bus.Any, sid))
 	for _, s := range recs {
-		err = errors.Join(err, i.closeSession(ctx, s.Subject, sid, reason, until))
+		pos, cerr := i.closeSession(ctx, s.Subject, sid, reason, until)
+		again, err = later(again, pos), errors.Join(err, cerr)
 	}
-	return err
+	return again, err
+}
+
+// later gives the later of two positions: who knows that one knows both.
+func later(a, b bus.Position) bus.Position {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 // endSession revokes a session: the log first, the record second, so that a crash between the two
@@ -143,7 +143,8 @@ func (i *Issuer) endSession(ctx context.Context, sub, sid, reason string) (bus.P
 	if err != nil {
 		return pos, err
 	}
-	return pos, i.closeSession(ctx, sub, sid, reason, until)
+	again, err := i.closeSession(ctx, sub, sid, reason, until)
+	return later(pos, again), err
 }
 
 func (i *Issuer) appendEnd(ctx context.Context, sid, reason string) (bus.Position, int64, error) {
@@ -152,9 +153,9 @@ func (i *Issuer) appendEnd(ctx context.Context, sid, reason string) (bus.Positio
 	return pos, until, err
 }
 
-// EndSession ends one session of which the sid is known. ErrNotFound: there is no record of it
-// (revoke the sid to be certain).
-func (i *Issuer) EndSession(ctx context.Context, sid, reason string) (*Receipt, error) {
+// EndSession ends one session of which the sid is known, and awaits the agents as Await does.
+// ErrNotFound: there is no record of it (revoke the sid to be certain).
+func (i *Issuer) EndSession(ctx context.Context, sid, reason string, timeout time.Duration) (*Receipt, error) {
 	recs, _, err := i.listSessions(ctx, bus.Filter(bus.Any, sid))
 	if err != nil {
 		return nil, err
@@ -162,7 +163,7 @@ func (i *Issuer) EndSession(ctx context.Context, sid, reason string) (*Receipt, 
 	if len(recs) == 0 {
 		return nil, fmt.Errorf("ending session %q: %w", sid, ErrNotFound)
 	}
-	return i.Revoke(ctx, Target{SessionID: sid, Reason: reason})
+	return i.RevokeAndAwait(ctx, Target{SessionID: sid, Reason: reason}, timeout)
 }
 
 // EndOthers ends the sessions of a subject but one.
@@ -182,12 +183,6 @@ func (i *Issuer) EndOthers(ctx context.Context, sub, keep string) (int, error) {
 		ended++
 	}
 	return ended, nil
-}
-
-// cutOff ends every session that a subject has begun until now.
-func (i *Issuer) cutOff(ctx context.Context, sub, reason string) error {
-	_, err := i.cutoff(ctx, &bus.Revocation{Subject: sub, Reason: reason})
-	return err
 }
 
 // cutoff appends one: it lives as long as the longest session that it refuses can go on without

@@ -72,7 +72,7 @@ func TestRevokeBounds(t *testing.T) {
 		_, err := ti.Revoke(t.Context(), issuer.Target{Token: token})
 		refused(t, "Revoke", err, want)
 	}
-	if _, err := ti.EndSession(t.Context(), "unheard of", ""); !errors.Is(err, issuer.ErrNotFound) {
+	if _, err := ti.EndSession(t.Context(), "unheard of", "", 0); !errors.Is(err, issuer.ErrNotFound) {
 		t.Errorf("EndSession(unknown): got %v, want ErrNotFound", err)
 	}
 	if _, err := ti.Revoke(t.Context(), issuer.Target{SessionID: "unheard of"}); err != nil {

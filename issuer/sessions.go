@@ -43,7 +43,8 @@ type session struct {
 
 	RotatedAt int64  `json:"rotated_at"` // milliseconds since 1970: when the generation before was first used
 	Created   int64  `json:"created"`
-	Closed    int64  `json:"closed"` // NumericDate, 0: open. It is never opened again
+	Closed    int64  `json:"closed"`          // NumericDate, 0: open. It is never opened again
+	Until     int64  `json:"until,omitempty"` // closed: its revocation in the log lives at least as long (NumericDate)
 	Reason    string `json:"reason,omitempty"`
 }
 
@@ -204,41 +205,53 @@ func (i *Issuer) countLive(ctx context.Context, sub string) (int, error) {
 
 // closeSession closes the record of a session whose revocation, until revokedUntil, is in the log
 // already (PROTOCOL 14). Where that would end before an access token that was made until the
-// record closed, the revocation is appended again.
-func (i *Issuer) closeSession(ctx context.Context, sub, sid, reason string, revokedUntil int64) error {
+// record closed, the revocation is appended again: again is where, and what a receipt must cover.
+// Who finds the record closed does the same, since who closed it may have stopped right there.
+func (i *Issuer) closeSession(ctx context.Context, sub, sid, reason string, revokedUntil int64) (again bus.Position, err error) {
 	for attempt := range maxAttempts {
 		s, revision, err := i.session(ctx, sub, sid)
 		if errors.Is(err, ErrNotFound) {
-			return nil
+			return again, nil
 		}
 		if err != nil {
-			return err
+			return again, err
 		}
 		if s.Closed == 0 {
-			s.Closed, s.Reason = i.now().Unix(), reason
-			if _, err = i.Sessions.Update(ctx, s.name(), encode(s), revision); err != nil {
+			s.Closed, s.Reason, s.Until = i.now().Unix(), reason, revokedUntil
+			if revision, err = i.Sessions.Update(ctx, s.name(), encode(s), revision); err != nil {
 				if !pause(ctx, attempt) {
-					return ctx.Err()
+					return again, ctx.Err()
 				}
 				continue // lost to another write, or its answer was lost: the record tells
 			}
 		}
-		return i.outlive(ctx, s, revokedUntil)
+		return i.outlive(ctx, s, revision, revokedUntil)
 	}
-	return unavailable("closing session", sid, bus.ErrConflict)
+	return again, unavailable("closing session", sid, bus.ErrConflict)
 }
 
-// outlive appends the revocation of a closed session again if it ends too early.
-func (i *Issuer) outlive(ctx context.Context, s *session, revokedUntil int64) error {
-	need := s.AccessLast + i.tail()
-	if need <= revokedUntil || s.AccessLast < i.now().Unix()-i.tail() {
-		return nil
+// outlive appends the revocation of a closed session again if it ends too early for a token that
+// the record shows, and then notes in the record that this is done, for the sweep. A closed record
+// shows every token that was or can be made of the session: each was fixed by a compare-and-set.
+func (i *Issuer) outlive(ctx context.Context, s *session, revision uint64, revokedUntil int64) (again bus.Position, err error) {
+	if !i.endsEarly(s, revokedUntil) {
+		return again, nil
 	}
-	_, err := i.Log.Append(ctx, &bus.Revocation{SessionID: s.ID, ExpiresAt: need + i.tail(), Reason: s.Reason})
+	s.Until = s.AccessLast + 2*i.tail()
+	again, err = i.append(ctx, &bus.Revocation{SessionID: s.ID, ExpiresAt: s.Until, Reason: s.Reason})
 	if err != nil {
-		return unavailable("revoking session", s.ID, err)
+		return again, err
 	}
-	return nil
+	if _, err := i.Sessions.Update(ctx, s.name(), encode(s), revision); err != nil {
+		i.log.Debug("could not note how long a revocation lives, the next sweep appends it again", "sid", s.ID, "error", err)
+	}
+	return again, nil
+}
+
+// endsEarly tells whether a session's revocation would be forgotten before its last access token
+// is refused for its age everywhere.
+func (i *Issuer) endsEarly(s *session, revokedUntil int64) bool {
+	return s.AccessLast+i.tail() > revokedUntil && s.AccessLast >= i.now().Unix()-i.tail()
 }
 
 // tail is how much longer than a token its revocation lives, in seconds: leeway, and the clocks.

@@ -34,7 +34,7 @@ func (i *Issuer) closeRevoked(ctx context.Context) {
 func (i *Issuer) closeSeen(ctx context.Context, r SeenRevocation) {
 	switch {
 	case r.SessionID != "":
-		if err := i.closeByID(ctx, r.SessionID, r.Reason, r.ExpiresAt); err != nil && ctx.Err() == nil {
+		if _, err := i.closeByID(ctx, r.SessionID, r.Reason, r.ExpiresAt); err != nil && ctx.Err() == nil {
 			i.log.Warn("could not close a revoked session, the next sweep will", "sid", r.SessionID, "error", err)
 		}
 	case r.Subject != "":
@@ -48,7 +48,8 @@ func (i *Issuer) closeCutOff(ctx context.Context, r SeenRevocation) {
 	recs, _, err := i.listSessions(ctx, subjectSessions(r.Subject))
 	for _, s := range recs {
 		if s.Closed == 0 && s.Seq < r.Seq {
-			err = errors.Join(err, i.closeSession(ctx, s.Subject, s.ID, r.Reason, r.ExpiresAt))
+			_, cerr := i.closeSession(ctx, s.Subject, s.ID, r.Reason, r.ExpiresAt)
+			err = errors.Join(err, cerr)
 		}
 	}
 	if err != nil && ctx.Err() == nil {
@@ -61,7 +62,7 @@ func (i *Issuer) closeFound(ctx context.Context, s *session) {
 	if s.Closed != 0 {
 		return
 	}
-	if err := i.closeSession(ctx, s.Subject, s.ID, "revoked", i.revokedUntil(s)); err != nil {
+	if _, err := i.closeSession(ctx, s.Subject, s.ID, "revoked", i.revokedUntil(s)); err != nil {
 		i.log.Warn("could not close a revoked session, the next sweep will", "sid", s.ID, "error", err)
 	}
 }
@@ -122,9 +123,10 @@ func (i *Issuer) takeSweep(ctx context.Context) bool {
 	return err == nil
 }
 
-// Sweep drops the records of sessions that have expired, closes those that are revoked but open
-// (a crash came between the two), and drops the private halves of keys that have ended. Run calls
-// it; calling it more often is harmless.
+// Sweep drops the records of sessions that have expired, closes those that are revoked but open,
+// appends again the revocations that end too early for what a closed record shows (in both cases a
+// crash came between), and drops the private halves of keys that have ended. Run calls it; calling
+// it more often is harmless.
 func (i *Issuer) Sweep(ctx context.Context) error {
 	recs, revisions, err := i.listSessions(ctx, "")
 	if err != nil {
@@ -139,10 +141,14 @@ func (i *Issuer) Sweep(ctx context.Context) error {
 				dropped++
 			}
 		case s.Closed == 0 && i.revoked(s):
-			if err := i.closeSession(ctx, s.Subject, s.ID, "revoked", i.revokedUntil(s)); err != nil {
+			if _, err := i.closeSession(ctx, s.Subject, s.ID, "revoked", i.revokedUntil(s)); err != nil {
 				return err
 			}
 			closed++
+		case s.Closed != 0 && i.endsEarly(s, s.Until):
+			if _, err := i.outlive(ctx, s, revisions[at], s.Until); err != nil {
+				return err
+			}
 		}
 	}
 	if dropped+closed > 0 {

@@ -159,29 +159,36 @@ func (i *Issuer) ListUsers(ctx context.Context) ([]User, error) {
 // a cutoff goes into the log first, the record is written second, so that a crash between the two
 // leaves the stricter state.
 func (i *Issuer) ChangeUser(ctx context.Context, username string, ch UserChange) (*User, error) {
+	user, _, err := i.changeUser(ctx, username, ch)
+	return user, err
+}
+
+// changeUser gives also where the newest cutoff stands, the zero Position if there was none.
+func (i *Issuer) changeUser(ctx context.Context, username string, ch UserChange) (*User, bus.Position, error) {
 	var phc string
+	var cut bus.Position
 	if ch.Password != nil {
 		if err := checkPassword(*ch.Password); err != nil {
-			return nil, err
+			return nil, cut, err
 		}
 		var err error
 		if phc, err = i.hash.make(ctx, *ch.Password); err != nil {
-			return nil, err
+			return nil, cut, err
 		}
 	}
 	for attempt := range maxAttempts {
 		rec, revision, err := i.user(ctx, username)
 		if err != nil {
-			return nil, err
+			return nil, cut, err
 		}
 		cuts := ch.Password != nil || ch.Disabled != nil && *ch.Disabled
 		ch.apply(rec, phc, i.now().Unix())
 		if err := rec.check(); err != nil {
-			return nil, err
+			return nil, cut, err
 		}
 		if cuts {
-			if err := i.cutOff(ctx, rec.ID, changeReason(ch)); err != nil {
-				return nil, err
+			if cut, err = i.cutoff(ctx, &bus.Revocation{Subject: rec.ID, Reason: changeReason(ch)}); err != nil {
+				return nil, cut, err
 			}
 		}
 		rec.Seq = i.Replica.Snapshot().Position.Seq
@@ -189,14 +196,14 @@ func (i *Issuer) ChangeUser(ctx context.Context, username string, ch UserChange)
 		switch {
 		case err == nil:
 			i.audit.Info("user changed", "username", username, "sub", rec.ID, "password_changed", ch.Password != nil, "disabled", rec.Disabled)
-			return &rec.User, nil
+			return &rec.User, cut, nil
 		case !errors.Is(err, bus.ErrConflict):
-			return nil, unavailable("changing user", username, err)
+			return nil, cut, unavailable("changing user", username, err)
 		case !pause(ctx, attempt):
-			return nil, ctx.Err()
+			return nil, cut, ctx.Err()
 		}
 	}
-	return nil, unavailable("changing user", username, bus.ErrConflict)
+	return nil, cut, unavailable("changing user", username, bus.ErrConflict)
 }
 
 func (ch *UserChange) apply(rec *userRecord, phc string, now int64) {
@@ -225,13 +232,19 @@ func changeReason(ch UserChange) string {
 
 // DeleteUser removes a user and ends all their sessions.
 func (i *Issuer) DeleteUser(ctx context.Context, username string) error {
+	_, err := i.deleteUser(ctx, username)
+	return err
+}
+
+// deleteUser gives also where the newest cutoff stands.
+func (i *Issuer) deleteUser(ctx context.Context, username string) (cut bus.Position, err error) {
 	for attempt := range maxAttempts {
 		rec, revision, err := i.user(ctx, username)
 		if err != nil {
-			return err
+			return cut, err
 		}
-		if err := i.cutOff(ctx, rec.ID, "user deleted"); err != nil {
-			return err
+		if cut, err = i.cutoff(ctx, &bus.Revocation{Subject: rec.ID, Reason: "user deleted"}); err != nil {
+			return cut, err
 		}
 		err = i.Users.Delete(ctx, bus.Name(username), revision)
 		switch {
@@ -240,14 +253,14 @@ func (i *Issuer) DeleteUser(ctx context.Context, username string) error {
 				i.releaseSubject(ctx, rec.ID, held.Revision)
 			}
 			i.audit.Info("user deleted", "username", username, "sub", rec.ID)
-			return nil
+			return cut, nil
 		case !errors.Is(err, bus.ErrConflict):
-			return unavailable("deleting user", username, err)
+			return cut, unavailable("deleting user", username, err)
 		case !pause(ctx, attempt):
-			return ctx.Err()
+			return cut, ctx.Err()
 		}
 	}
-	return unavailable("deleting user", username, bus.ErrConflict)
+	return cut, unavailable("deleting user", username, bus.ErrConflict)
 }
 
 // user reads one record. A name that no user can have is ErrNotFound too.
