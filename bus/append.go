@@ -30,8 +30,8 @@ type LogConfig struct {
 }
 
 // Log is an issuer's side of the log: what a Reader does, and appending. Several issuers may write
-// at once: each entry is signed for its sequence, and the server takes it at that sequence or not
-// at all.
+// at once: each entry is signed for its sequence, and the server takes it at that sequence, behind
+// the entry that it was chained to, or not at all.
 type Log struct {
 	*Reader
 	cfg   LogConfig
@@ -327,8 +327,7 @@ func (l *Log) publish(batch []*request) []*pending {
 			kinds[f.Kind()] = true
 			p, err := l.prepare(req, f, at)
 			if err == nil {
-				p.ack, err = l.conn.js.PublishMsgAsync(p.msg,
-					jetstream.WithExpectLastSequence(at.Seq), jetstream.WithRetryAttempts(0))
+				p.ack, err = l.conn.js.PublishMsgAsync(p.msg, onlyBehind(at)...)
 			}
 			if err != nil {
 				l.conn.log.Debug("could not publish an entry", "error", err)
@@ -340,6 +339,21 @@ func (l *Log) publish(batch []*request) []*pending {
 	}
 	return sent
 }
+
+// onlyBehind lets the server take an entry only behind the very entries that its writer knows. The
+// sequence alone would not do where several are under way: if another issuer's entry stands where
+// the first of ours was to stand, the second would find its sequence right, and would be stored
+// behind an entry that it was not decided, nor chained, after.
+func onlyBehind(at Cursor) []jetstream.PublishOpt {
+	opts := []jetstream.PublishOpt{jetstream.WithExpectLastSequence(at.Seq), jetstream.WithRetryAttempts(0)}
+	if at.Seq > 0 {
+		opts = append(opts, jetstream.WithExpectLastMsgID(at.Chain.id()))
+	}
+	return opts
+}
+
+// id is the message id of the entry with this chain up to and with it.
+func (c Chain) id() string { return base64.RawURLEncoding.EncodeToString(c[:]) }
 
 // prepare makes the message of a fact behind a cursor. A tick takes its head and chain from there.
 func (l *Log) prepare(req *request, f Fact, behind Cursor) (*pending, error) {
@@ -359,6 +373,7 @@ func (l *Log) prepare(req *request, f Fact, behind Cursor) (*pending, error) {
 	p.msg = &nats.Msg{Subject: subject, Data: body, Header: nats.Header{
 		headerEpoch:     {strconv.FormatUint(at.Epoch, 10)},
 		headerSignature: {base64.RawURLEncoding.EncodeToString(p.signature)},
+		nats.MsgIdHdr:   {behind.Chain.next(p.signed).id()},
 	}}
 	return p, nil
 }

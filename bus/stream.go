@@ -48,6 +48,7 @@ func (c *Conn) logStream(replicas int) jetstream.StreamConfig {
 		Replicas:    replicas,
 		AllowDirect: true,
 		DenyDelete:  true,
+		Duplicates:  time.Second, // the ids are there to chain entries (see onlyBehind), not to find doubles
 		RePublish:   &jetstream.RePublish{Source: c.subjects.log(">"), Destination: c.subjects.live(">")},
 	}
 }

@@ -20,6 +20,22 @@ type Bus struct {
 	Master      *keyring.MasterKey
 	dir         string
 	listen      string
+	via         *Proxy
+}
+
+// Via is the same bus, reached through a proxy by whatever is connected with it. Stop and Restart
+// the original.
+func (b *Bus) Via(p *Proxy) *Bus {
+	through := *b
+	through.via = p
+	return &through
+}
+
+func (b *Bus) url() string {
+	if b.via != nil {
+		return b.via.URL()
+	}
+	return b.Server.URL()
 }
 
 // Start starts it.
@@ -66,13 +82,13 @@ func (b *Bus) Dir() string { return b.dir }
 // Connect connects over TCP with an issuer's credential; it is closed with the test.
 func (b *Bus) Connect(t testing.TB) *bus.Conn {
 	t.Helper()
-	return connect(t, bus.ConnectConfig{URLs: []string{b.Server.URL()}, Seed: b.Credentials.Issuer, Name: "issuer", Logger: logger(t)})
+	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, Seed: b.Credentials.Issuer, Name: "issuer", Logger: logger(t)})
 }
 
 // ConnectAgent connects over TCP with an agent's credential; it is closed with the test.
 func (b *Bus) ConnectAgent(t testing.TB) *bus.Conn {
 	t.Helper()
-	return connect(t, bus.ConnectConfig{URLs: []string{b.Server.URL()}, Seed: b.Credentials.Agent, Name: "agent", Agent: true, Logger: logger(t)})
+	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, Seed: b.Credentials.Agent, Name: "agent", Agent: true, Logger: logger(t)})
 }
 
 func connect(t testing.TB, cfg bus.ConnectConfig) *bus.Conn {

@@ -1,0 +1,466 @@
+package bus_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/bustest"
+)
+
+// all reads the log whole, ticks included, with a reader of its own; reading proves signatures,
+// sequence and chain.
+func all(t *testing.T, b *bustest.Bus, head uint64) []bus.Entry {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var got []bus.Entry
+	err := b.Reader(t).Follow(ctx, bus.Cursor{}, func(entries []bus.Entry, at uint64) error {
+		if got = append(got, entries...); uint64(len(got)) >= max(head, at) {
+			return errEnough
+		}
+		return nil
+	})
+	if !errors.Is(err, errEnough) {
+		t.Fatalf("reading the log: got %d entries and %v, want %d", len(got), err, head)
+	}
+	for i, en := range got {
+		if en.Seq != uint64(i+1) {
+			t.Fatalf("entry %d stands at %d", i+1, en.Seq)
+		}
+	}
+	return got
+}
+
+// count tells how often each revoked id stands in the log, and where last.
+func count(entries []bus.Entry) (times map[string]int, at map[string]bus.Position) {
+	times, at = make(map[string]int), make(map[string]bus.Position)
+	for _, en := range entries {
+		if r, ok := en.Fact.(*bus.Revocation); ok {
+			times[r.ID]++
+			at[r.ID] = en.Position
+		}
+	}
+	return times, at
+}
+
+// writer appends one after the other from several goroutines, and remembers what it was told.
+type writer struct {
+	mu     sync.Mutex
+	stored map[string]bus.Position
+	failed map[string]error
+}
+
+func newWriter() *writer {
+	return &writer{stored: make(map[string]bus.Position), failed: make(map[string]error)}
+}
+
+func (w *writer) append(ctx context.Context, l theLog, id string) {
+	pos, err := l.Append(ctx, revocation(id))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == nil {
+		w.stored[id] = pos
+	} else {
+		w.failed[id] = err
+	}
+}
+
+// check holds the log to what the writers were told: exactly once and there, or at most once.
+func (w *writer) check(t *testing.T, entries []bus.Entry) {
+	t.Helper()
+	times, at := count(entries)
+	for id, pos := range w.stored {
+		if times[id] != 1 || at[id] != pos {
+			t.Errorf("%s: acknowledged at %v, stands %d times, at %v", id, pos, times[id], at[id])
+		}
+	}
+	for id, err := range w.failed {
+		if times[id] > 1 {
+			t.Errorf("%s: failed (%v), stands %d times", id, err, times[id])
+		}
+	}
+}
+
+// TestTwoLogsAtOnce: issuers that write at once never double, lose or fork an entry.
+func TestTwoLogsAtOnce(t *testing.T) {
+	b := bustest.Start(t)
+	logs := []*bus.Log{b.Log(t), b.Log(t)}
+	w := newWriter()
+	var wg sync.WaitGroup
+	for n := range 6 {
+		wg.Go(func() {
+			for i := range 20 {
+				w.append(t.Context(), logs[n%2], fmt.Sprintf("%d-%d", n, i))
+				if i%5 == 0 {
+					if _, err := logs[n%2].Tick(t.Context()); err != nil {
+						t.Errorf("Tick: %v", err)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if len(w.failed) > 0 {
+		t.Errorf("appends failed: %v", w.failed)
+	}
+	entries := all(t, b, 6*20+6*4)
+	w.check(t, entries)
+	if len(entries) != 6*20+6*4 {
+		t.Errorf("the log has %d entries, want %d", len(entries), 6*20+6*4)
+	}
+}
+
+// TestLargeAppend: far more facts than are sent at once, in order.
+func TestLargeAppend(t *testing.T) {
+	b := bustest.Start(t)
+	l := b.Log(t)
+	facts := make([]bus.Fact, 5*bus.WriteBatch+7)
+	for i := range facts {
+		facts[i] = revocation(fmt.Sprint(i))
+	}
+	pos := mustAppend(t, l, facts...)
+	got := all(t, b, uint64(len(facts)))
+	if len(got) != len(facts) || got[len(got)-1].Position != pos {
+		t.Fatalf("got %d entries up to %v, want %d up to %v", len(got), got[len(got)-1].Position, len(facts), pos)
+	}
+	for i, id := range ids(got) {
+		if id != fmt.Sprint(i) {
+			t.Fatalf("entry %d: got %s", i+1, id)
+		}
+	}
+	if _, err := l.Append(t.Context()); err == nil {
+		t.Error("Append of nothing: no error")
+	}
+}
+
+// TestServerRestartsUnderWriters: what was acknowledged is there once, what was not at most once.
+func TestServerRestartsUnderWriters(t *testing.T) {
+	b := bustest.Start(t)
+	l, other := b.Log(t), b.Log(t)
+	w := newWriter()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for n := range 4 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+					w.append(ctx, []theLog{l, other}[n%2], fmt.Sprintf("%d-%d", n, i))
+				}
+			}
+		})
+	}
+	written := func() int {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.stored)
+	}
+	for range 2 {
+		was := written()
+		eventually(t, "twenty more entries", func() bool { return written() >= was+20 })
+		b.Restart(t)
+	}
+	was := written()
+	eventually(t, "entries after the last restart", func() bool { return written() >= was+20 })
+	close(stop)
+	wg.Wait()
+	if len(w.failed) > 0 {
+		t.Errorf("appends failed though there was time: %v", w.failed)
+	}
+	w.check(t, all(t, b, uint64(len(w.stored))))
+}
+
+// TestLostAcknowledgement: an entry whose acknowledgement never came is stored once, and Append
+// tells where; a tick too.
+func TestLostAcknowledgement(t *testing.T) {
+	b := bustest.Start(t)
+	p := bustest.NewProxy(t, b.Server.URL())
+	l, direct := b.Via(p).Log(t), b.Reader(t)
+	mustAppend(t, l, revocation("before"))
+	heads := make(chan uint64, 100)
+	go direct.Follow(t.Context(), bus.Cursor{}, func(_ []bus.Entry, head uint64) error { heads <- head; return nil }) //nolint:errcheck // ends with the test
+	reached := func(head uint64) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("entry %d in the stream", head), func() bool {
+			select {
+			case at := <-heads:
+				return at >= head
+			default:
+				return false
+			}
+		})
+	}
+	reached(1)
+
+	w := newWriter()
+	lose := map[string]func(){
+		"cut":  p.Cut,     // the acknowledgement is lost with the connection
+		"late": func() {}, // it comes after the connection's patience, or a little late
+	}
+	head := uint64(1)
+	for _, how := range []string{"cut", "late"} {
+		p.Pause(bustest.ToClient)
+		done := make(chan struct{})
+		go func() { w.append(t.Context(), l, how); close(done) }()
+		head++
+		reached(head) // stored, and nobody knows
+		lose[how]()
+		p.Resume()
+		<-done
+	}
+	p.Pause(bustest.ToClient)
+	ticked := make(chan bus.Position, 1)
+	go func() {
+		pos, err := l.Tick(t.Context())
+		if err != nil {
+			t.Errorf("Tick: %v", err)
+		}
+		ticked <- pos
+	}()
+	reached(head + 1)
+	p.Cut()
+	p.Resume()
+	if pos := <-ticked; pos.Seq != head+1 {
+		t.Errorf("Tick whose acknowledgement was lost: got %d, want %d", pos.Seq, head+1)
+	}
+	after := mustAppend(t, l, revocation("after"))
+	if len(w.failed) > 0 {
+		t.Errorf("appends failed: %v", w.failed)
+	}
+	entries := all(t, b, after.Seq)
+	w.check(t, entries)
+	if len(entries) != 5 {
+		t.Errorf("the log has %d entries, want 5: before, cut, late, the tick, after", len(entries))
+	}
+}
+
+// TestRequestsLost: what never reached the server is sent again, and stands there once.
+func TestRequestsLost(t *testing.T) {
+	b := bustest.Start(t)
+	p := bustest.NewProxy(t, b.Server.URL())
+	l := b.Via(p).Log(t)
+	p.DropSubject(bustest.ToServer, "sidekey.log.revoke")
+	w := newWriter()
+	var wg sync.WaitGroup
+	for n := range 5 {
+		wg.Go(func() { w.append(t.Context(), l, fmt.Sprint(n)) })
+	}
+	eventually(t, "a dropped entry", func() bool { return p.Dropped() > 0 })
+	p.Resume()
+	wg.Wait()
+	if len(w.failed) > 0 {
+		t.Errorf("appends failed: %v", w.failed)
+	}
+	entries := all(t, b, 5)
+	w.check(t, entries)
+	if len(entries) != 5 {
+		t.Errorf("the log has %d entries, want 5", len(entries))
+	}
+}
+
+// TestAppendDeadline: while the bus is away an Append ends with its context, and says that the
+// entry's fate is unknown.
+func TestAppendDeadline(t *testing.T) {
+	b := bustest.Start(t)
+	l := b.Log(t)
+	b.Stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := l.Append(ctx, revocation("x"))
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "unknown") {
+		t.Errorf("Append while the bus is away: got %v, want the deadline and that the fate is unknown", err)
+	}
+	b.Restart(t)
+	pos := mustAppend(t, l, revocation("y"))
+	w := newWriter()
+	w.failed["x"], w.stored["y"] = err, pos
+	w.check(t, all(t, b, pos.Seq))
+}
+
+// TestCloseWithWaiters: Close ends those who wait and leaves no goroutine behind.
+func TestCloseWithWaiters(t *testing.T) {
+	b := bustest.Start(t)
+	conn := b.Connect(t)
+	before := runtime.NumGoroutine()
+	l, err := bus.OpenLog(t.Context(), conn, bus.LogConfig{Authority: b.Authority, Issuer: "issuer-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, l, revocation("first"))
+	b.Stop()
+	errs := make(chan error, 8)
+	for n := range cap(errs) {
+		go func() {
+			_, err := l.Append(t.Context(), revocation(fmt.Sprint(n)))
+			errs <- err
+		}()
+	}
+	if err := errors.Join(l.Close(), l.Close()); err != nil {
+		t.Errorf("Close twice: %v", err)
+	}
+	for range cap(errs) {
+		if err := <-errs; err == nil || !strings.Contains(err.Error(), "closed") {
+			t.Errorf("Append over Close: got %v, want that it is closed", err)
+		}
+	}
+	if _, err := l.Append(t.Context(), revocation("late")); err == nil {
+		t.Error("Append after Close: no error")
+	}
+	conn.Close()
+	eventually(t, "the log's goroutines to be gone", func() bool { return runtime.NumGoroutine() <= before })
+}
+
+// TestAppendIfFromBehind: a decision taken from an old view is refused, also by an issuer that has
+// just started behind a checkpoint and a purge, and never read the entry that stands in its way.
+func TestAppendIfFromBehind(t *testing.T) {
+	b := bustest.Start(t)
+	l := b.Log(t)
+	first, err := l.AppendIf(t.Context(), bus.KindKey, 0, key("k1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	newest, err := l.AppendIf(t.Context(), bus.KindKey, first.Seq, key("k2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, l, revocation("a"), revocation("b"))
+	entries := all(t, b, 4)
+	for _, at := range []int{2, 3} { // the second purges the log behind the first
+		writeCheckpoint(t, l, entries[at].Cursor(), []byte("image"))
+	}
+	late := b.Log(t)
+	for _, seq := range []uint64{0, first.Seq} {
+		if _, err := late.AppendIf(t.Context(), bus.KindKey, seq, key("k3")); !errors.Is(err, bus.ErrConflict) {
+			t.Errorf("AppendIf behind %d, where %d is the newest: got %v, want ErrConflict", seq, newest.Seq, err)
+		}
+	}
+	if _, err := late.AppendIf(t.Context(), bus.KindKey, newest.Seq, key("k3")); err != nil {
+		t.Errorf("AppendIf from the newest view: %v", err)
+	}
+}
+
+// TestAppendIfAcrossIssuers: of decisions taken from one view by several issuers, one stands.
+func TestAppendIfAcrossIssuers(t *testing.T) {
+	b := bustest.Start(t)
+	logs := []*bus.Log{b.Log(t), b.Log(t), b.Log(t)}
+	view := uint64(0)
+	for round := range 5 {
+		var wg sync.WaitGroup
+		won := make(chan bus.Position, 12)
+		for n := range 12 {
+			wg.Go(func() {
+				pos, err := logs[n%3].AppendIf(t.Context(), bus.KindKey, view, key(fmt.Sprintf("%d-%d", round, n)))
+				if err == nil {
+					won <- pos
+				} else if !errors.Is(err, bus.ErrConflict) {
+					t.Errorf("AppendIf: %v", err)
+				}
+				mustAppend(t, logs[n%3], revocation(fmt.Sprintf("%d-%d", round, n)))
+			})
+		}
+		wg.Wait()
+		if len(won) != 1 {
+			t.Fatalf("round %d: %d of 12 decisions stood, want 1", round, len(won))
+		}
+		view = (<-won).Seq
+	}
+}
+
+// TestFresh: it looks from the beginning of an own tick that was read back, and not further.
+func TestFresh(t *testing.T) {
+	b := bustest.Start(t)
+	l, other := b.Log(t), b.Log(t)
+	if l.Fresh(1<<60, time.Hour) {
+		t.Error("Fresh before the first tick")
+	}
+	foreign, err := other.Tick(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Fresh(foreign.Seq, time.Hour) {
+		t.Error("Fresh by another issuer's tick")
+	}
+	own, err := l.Tick(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !l.Fresh(own.Seq, time.Minute) || l.Fresh(own.Seq-1, time.Minute) || l.Fresh(own.Seq, 0) {
+		t.Errorf("Fresh around the own tick %d: got %v at it, %v before it, %v within no time", own.Seq, l.Fresh(own.Seq, time.Minute), l.Fresh(own.Seq-1, time.Minute), l.Fresh(own.Seq, 0))
+	}
+	var newest bus.Position
+	for range 40 { // more than are remembered
+		if newest, err = l.Tick(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !l.Fresh(newest.Seq, time.Minute) || l.Fresh(own.Seq, time.Minute) {
+		t.Error("Fresh after forty ticks: want the newest and not the first")
+	}
+}
+
+// TestLogOfAnotherStream: a stream that was begun anew, or rolled back, under a running issuer is
+// told from its own: appends fail at once, and nothing is written.
+func TestLogOfAnotherStream(t *testing.T) {
+	b := bustest.Start(t)
+	l := b.Log(t)
+	mustAppend(t, l, revocation("a"), revocation("b"), revocation("c"))
+	owner := operator(t, b, b.Credentials.Issuer)
+	request(t, owner, "$JS.API.STREAM.DELETE.sidekey_log", "")
+	other := b.Log(t) // makes it anew
+	if _, err := other.Tick(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	_, err := l.Append(t.Context(), revocation("d"))
+	if !errors.Is(err, bus.ErrEpoch) {
+		t.Errorf("Append to a log that was begun anew: got %v, want ErrEpoch", err)
+	}
+	if took := time.Since(begun); took > 8*time.Second {
+		t.Errorf("it took %v to say so", took)
+	}
+	if got := all(t, b, 1); len(got) != 1 {
+		t.Errorf("the new log has %d entries, want its tick alone", len(got))
+	}
+}
+
+// TestLogGone: a log whose stream is gone is missed by an issuer that knows what stood in it.
+func TestLogGone(t *testing.T) {
+	b := bustest.Start(t)
+	l := b.Log(t)
+	mustAppend(t, l, revocation("a"), revocation("b"))
+	known := all(t, b, 2)[1].Cursor()
+	writeCheckpoint(t, l, known, []byte("image"))
+	if lacks, err := l.Lacks(t.Context(), known); lacks || err != nil {
+		t.Errorf("Lacks of what is there: got %v, %v", lacks, err)
+	}
+	l.Close()
+	request(t, operator(t, b, b.Credentials.Issuer), "$JS.API.STREAM.DELETE.sidekey_log", "")
+	if lacks, err := b.Log(t).Lacks(t.Context(), known); !lacks || err != nil {
+		t.Errorf("Lacks of what is gone: got %v, %v", lacks, err)
+	}
+}
+
+// request makes a JetStream API call as the bus's owner.
+func request(t testing.TB, owner *nats.Conn, subject, body string) {
+	t.Helper()
+	m, err := owner.Request(subject, []byte(body), 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(m.Data), `"error"`) {
+		t.Fatalf("%s: %s", subject, m.Data)
+	}
+}
