@@ -90,9 +90,10 @@ type Fact interface {
 
 // SealedSecret is an HS256 secret, sealed (RFC 9180, MLKEM768X25519) to one agent's sealing key:
 //
-//	{"agent": "web-1", "box": "base64"}
+//	{"agent": "web-1", "to": "base64", "box": "base64"}
 type SealedSecret struct {
 	Agent string `json:"agent"`
+	To    []byte `json:"to,omitempty"` // the first 16 bytes of the sealing key's SHA-256: an agent that joins anew has another
 	Box   []byte `json:"box"`
 }
 
@@ -101,21 +102,34 @@ type SealedSecret struct {
 // gets its box in an entry that holds just this one.
 //
 //	{"kid": "…", "alg": "RS256", "bits": 2048, "state": "active", "jwk": {…public…}, "iss": "https://…",
-//	 "aud": "https://…", "max_lifetime": 604800, "created": 1767225600, "retired_at": 0, "exp": 0, "sealed": []}
+//	 "aud": "https://…", "max_lifetime": 604800, "created": 1767225600, "activates_at": 1767226200, "retired_at": 0, "exp": 0, "sealed": []}
 type KeyFact struct {
-	KeyID       string          `json:"kid"`                  // RFC 7515 §4.1.4
-	Alg         string          `json:"alg"`                  // RFC 7518 §3.1
-	Bits        int             `json:"bits,omitempty"`       // of the modulus or secret
-	State       string          `json:"state"`                // keyring.State
-	JWK         json.RawMessage `json:"jwk,omitempty"`        // RFC 7517, public, asymmetric keys only
-	Issuer      string          `json:"iss"`                  // whose tokens it signs: RFC 8725 §3.8
-	Audience    string          `json:"aud"`                  // the ring's default; for HS256 the only one
-	MaxLifetime int64           `json:"max_lifetime"`         // seconds; the longest that a token of it lives
-	Created     int64           `json:"created"`              // NumericDate
-	RetiredAt   int64           `json:"retired_at,omitempty"` // NumericDate; it signed nothing after that
-	ExpiresAt   int64           `json:"exp,omitempty"`        // NumericDate; the record matters until then, 0: for good
-	Accept      string          `json:"accept,omitempty"`     // which foreign tokens it verifies, "": ours
-	Sealed      []SealedSecret  `json:"sealed,omitempty"`     // HS256 only
+	KeyID       string          `json:"kid"`                    // RFC 7515 §4.1.4
+	Alg         string          `json:"alg"`                    // RFC 7518 §3.1
+	Bits        int             `json:"bits,omitempty"`         // of the modulus or secret
+	State       string          `json:"state"`                  // keyring.State
+	JWK         json.RawMessage `json:"jwk,omitempty"`          // RFC 7517, public, asymmetric keys only
+	Issuer      string          `json:"iss"`                    // whose tokens it signs: RFC 8725 §3.8
+	Audience    string          `json:"aud"`                    // the ring's default; HS256: the one audience of its tokens
+	Default     string          `json:"default_aud,omitempty"`  // HS256: the ring's default audience, where that is another
+	MaxLifetime int64           `json:"max_lifetime"`           // seconds; the longest that a token of it lives
+	Created     int64           `json:"created"`                // NumericDate
+	ActivatesAt int64           `json:"activates_at,omitempty"` // NumericDate; announced: it is to sign then, 0: nobody has asked for that yet; later: it began to
+	RetiredAt   int64           `json:"retired_at,omitempty"`   // NumericDate; it signed nothing after that
+	ExpiresAt   int64           `json:"exp,omitempty"`          // NumericDate; the record matters until then, 0: for good
+	Accept      string          `json:"accept,omitempty"`       // which foreign tokens it verifies, "": ours
+	VerifyOnly  bool            `json:"verify_only,omitempty"`  // imported: it never signs here
+	Shared      bool            `json:"shared,omitempty"`       // HS256: imported as it is, so that others hold it too
+	Agents      []string        `json:"agents,omitempty"`       // shared: the only agents that it is sealed to
+	Sealed      []SealedSecret  `json:"sealed,omitempty"`       // HS256 only
+}
+
+// DefaultAudience is that of the ring which the key belongs to.
+func (k *KeyFact) DefaultAudience() string {
+	if k.Default != "" {
+		return k.Default
+	}
+	return k.Audience
 }
 
 // Kind is KindKey.

@@ -238,7 +238,7 @@ func TestNewestKey(t *testing.T) {
 func TestStates(t *testing.T) {
 	legal := map[[2]keyring.State]bool{
 		{"", keyring.Announced}: true, {"", keyring.Active}: true, {keyring.Announced, keyring.Active}: true,
-		{keyring.Active, keyring.Retiring}: true, {keyring.Retiring, keyring.Retired}: true,
+		{keyring.Active, keyring.Retiring}: true, {keyring.Retiring, keyring.Retired}: true, {keyring.Announced, keyring.Retired}: true,
 		{keyring.Announced, keyring.Revoked}: true, {keyring.Active, keyring.Revoked}: true,
 		{keyring.Retiring, keyring.Revoked}: true, {keyring.Retired, keyring.Revoked}: true,
 	}

@@ -29,7 +29,7 @@ func (s State) Next(to State) bool {
 	case Retiring:
 		return s == Active
 	case Retired:
-		return s == Retiring
+		return s == Retiring || s == Announced // a key that is not wanted any more before it has signed anything
 	case Revoked:
 		return s == Announced || s == Active || s == Retiring || s == Retired
 	}
@@ -47,7 +47,7 @@ type KeyRecord struct {
 	RetiredAt   time.Time     // once retiring: its tokens have iat <= RetiredAt + leeway
 	MaxLifetime time.Duration // and live no longer than this, exp - iat
 	Accept      string        // which foreign tokens it verifies; none yet: only "" means anything
-	Seq         uint64        // the log's sequence of its newest entry
+	Seq         uint64        // the log's sequence of the entry that brought it into its state
 	Created     time.Time
 }
 

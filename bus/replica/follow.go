@@ -35,13 +35,13 @@ const (
 func (r *Replica) Follow(ctx context.Context, log Log) error {
 	pause := firstPause
 	for {
-		before := r.Snapshot().Position
+		before := r.read().Position
 		err := r.followOnce(ctx, log)
 		if ctx.Err() != nil {
 			return nil
 		}
 		r.note(err)
-		if before.Before(r.Snapshot().Position) {
+		if before.Before(r.read().Position) {
 			pause = firstPause
 		}
 		select {
@@ -55,19 +55,19 @@ func (r *Replica) Follow(ctx context.Context, log Log) error {
 
 // followOnce reads until something ends it, beginning with the checkpoint where that is the way on.
 func (r *Replica) followOnce(ctx context.Context, log Log) error {
-	if r.Snapshot().Position == (bus.Position{}) {
+	if r.read().Position == (bus.Position{}) {
 		if err := r.takeCheckpoint(ctx, log); err != nil && !errors.Is(err, bus.ErrNotFound) {
 			return err
 		}
 	}
-	err := log.Follow(ctx, r.Cursor(), r.take)
+	err := log.Follow(ctx, r.read(), r.take)
 	switch {
 	case errors.Is(err, bus.ErrBehind):
-		before := r.Snapshot().Position
+		before := r.read().Position
 		if cerr := r.takeCheckpoint(ctx, log); cerr != nil {
 			return errors.Join(err, cerr)
 		}
-		if !before.Before(r.Snapshot().Position) {
+		if !before.Before(r.read().Position) {
 			return fmt.Errorf("%w, and the newest checkpoint is not ahead of it", err)
 		}
 		return nil
@@ -81,7 +81,7 @@ func (r *Replica) followOnce(ctx context.Context, log Log) error {
 
 // take is what the log calls with entries.
 func (r *Replica) take(entries []bus.Entry, head uint64) error {
-	at := r.Snapshot().Position.Seq
+	at := r.read().Seq
 	if len(entries) > 0 {
 		at = entries[len(entries)-1].Seq
 	}
@@ -106,9 +106,8 @@ func (r *Replica) takeCheckpoint(ctx context.Context, log Log) error {
 func (r *Replica) restart() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	old := r.cur.Load()
+	old := r.tip
 	clear(r.keys)
-	r.chain = bus.Chain{}
 	r.head.Store(0)
 	r.publish(&Snapshot{Ring: keyring.NewRing(old.Ring.Issuer(), old.Ring.Audience()), TickTime: old.TickTime})
 }

@@ -58,7 +58,7 @@ type imageBucket struct {
 func (r *Replica) Image() ([]byte, bus.Cursor, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	at := bus.Cursor{Position: r.cur.Load().Position, Chain: r.chain}
+	at := r.tip.cursor()
 	img, err := r.imageLocked(at)
 	return img, at, err
 }
@@ -71,7 +71,7 @@ func (r *Replica) ImageAt(at bus.Cursor) ([]byte, error) {
 }
 
 func (r *Replica) imageLocked(at bus.Cursor) ([]byte, error) {
-	snap := r.cur.Load()
+	snap := r.tip
 	h := imageHeader{
 		Epoch: at.Epoch, Seq: at.Seq, Chain: at.Chain,
 		Issuer: snap.Ring.Issuer(), Aud: snap.Ring.Audience(), Dropped: r.revoked.dropped.Load(),
@@ -128,12 +128,12 @@ func (r *Replica) Load(img []byte) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	old := r.cur.Load()
+	old := r.tip
 	at := bus.Position{Epoch: h.Epoch, Seq: h.Seq}
 	if !old.Position.Before(at) {
 		return nil
 	}
-	next := &Snapshot{Position: at, Ring: keyring.NewRing(h.Issuer, h.Aud), Ready: old.Ready && at.Epoch == old.Position.Epoch, TickTime: old.TickTime}
+	next := &Snapshot{Position: at, Ring: keyring.NewRing(h.Issuer, h.Aud), Ready: old.Ready && at.Epoch == old.Position.Epoch, TickTime: old.TickTime, chain: h.Chain}
 	if t := time.UnixMilli(h.Tick); h.Tick != 0 && t.After(next.TickTime) {
 		next.TickTime = t
 	}
@@ -149,7 +149,7 @@ func (r *Replica) Load(img []byte) error {
 	}
 	r.loadRevocations(h, packed)
 	next.Ring = keyring.NewRing(h.Issuer, h.Aud, records...)
-	r.keys, r.chain = keys, h.Chain
+	r.keys = keys
 	r.chains[at.Seq%rememberedChains] = bus.Cursor{Position: at, Chain: h.Chain}
 	r.publish(next)
 	return nil

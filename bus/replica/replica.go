@@ -22,6 +22,11 @@ type Config struct {
 	// issuer reads its own record. ErrNotHeld: this process is not meant to have it. Any other
 	// error stops application, and the entry is tried again.
 	Open func(*bus.KeyFact) (*keyring.Key, error)
+	// Needs tells whether this process must be able to open an HS256 key, in whatever state that
+	// still verifies (PROTOCOL 19). While it has none of one that it needs, what it reads is kept,
+	// and neither published nor acknowledged, until an entry brings the box. nil: it needs none.
+	// See Serving.
+	Needs func(*bus.KeyFact) bool
 	// Journal is told of entries before they count as applied; see Store.
 	Journal func([]bus.Entry) error
 	Logger  hclog.Logger
@@ -38,7 +43,11 @@ type Snapshot struct {
 	TickTime time.Time // of the newest applied tick, signed; zero before the first
 	// Ready is false until the first full sync: before it, nobody may be vouched for.
 	Ready bool
+
+	chain bus.Chain // at Position
 }
+
+func (s *Snapshot) cursor() bus.Cursor { return bus.Cursor{Position: s.Position, Chain: s.chain} }
 
 // Replica is what a reader of the log knows. Any goroutine may read; one at a time (Follow, or a
 // test) applies.
@@ -50,9 +59,10 @@ type Replica struct {
 	cutoffs cutoffs
 	head    atomic.Uint64 // the newest sequence known to exist
 	fault   atomic.Pointer[error]
+	lack    atomic.Pointer[error] // why what is read is not published
 
-	mu      sync.Mutex // held by the writer
-	chain   bus.Chain
+	mu      sync.Mutex                   // held by the writer
+	tip     *Snapshot                    // what is read: cur, or ahead of it while a key is lacking
 	chains  [rememberedChains]bus.Cursor // the newest, by sequence
 	keys    map[string]*bus.KeyFact      // by kid, boxes united
 	changed chan struct{}                // closed at the next snapshot
@@ -67,7 +77,8 @@ func New(cfg Config) *Replica {
 		cfg.Logger = hclog.NewNullLogger()
 	}
 	r := &Replica{cfg: cfg, keys: make(map[string]*bus.KeyFact), changed: make(chan struct{})}
-	r.cur.Store(&Snapshot{Ring: keyring.NewRing("", "")})
+	r.tip = &Snapshot{Ring: keyring.NewRing("", "")}
+	r.cur.Store(r.tip)
 	return r
 }
 
@@ -81,10 +92,13 @@ func (r *Replica) Head() uint64 { return max(r.head.Load(), r.Snapshot().Positio
 func (r *Replica) Revocations() int { return int(r.revoked.count.Load() + r.cutoffs.count.Load()) }
 
 // Cursor is where the Replica stands: its Snapshot's position, and the chain there.
-func (r *Replica) Cursor() bus.Cursor {
+func (r *Replica) Cursor() bus.Cursor { return r.cur.Load().cursor() }
+
+// read is where reading goes on: Cursor, or ahead of it while a key is lacking.
+func (r *Replica) read() bus.Cursor {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return bus.Cursor{Position: r.cur.Load().Position, Chain: r.chain}
+	return r.tip.cursor()
 }
 
 // ChainAt gives the chain at an earlier sequence of this epoch, while it is remembered.
@@ -92,13 +106,16 @@ func (r *Replica) ChainAt(seq uint64) (bus.Chain, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at := r.chains[seq%rememberedChains]
-	return at.Chain, at.Seq == seq && at.Epoch == r.cur.Load().Position.Epoch
+	return at.Chain, at.Seq == seq && at.Epoch == r.tip.Position.Epoch
 }
 
-// Fault is why application has stopped (a forged or unknown entry, a rollback), nil while it goes on.
+// Fault is why application has stopped (a forged or unknown entry, a rollback, an HS256 key that is
+// not sealed to this process and should be), nil while it goes on.
 func (r *Replica) Fault() error {
-	if p := r.fault.Load(); p != nil {
-		return *p
+	for _, p := range []*error{r.fault.Load(), r.lack.Load()} {
+		if p != nil {
+			return *p
+		}
 	}
 	return nil
 }
@@ -182,7 +199,7 @@ func (r *Replica) apply(entries []bus.Entry, head uint64, synced bool) error {
 	if err != nil {
 		return err
 	}
-	next := *r.cur.Load()
+	next := *r.tip
 	keys := maps.Clone(r.keys)
 	n := 0
 	for ; n < len(fresh); n++ {
@@ -201,7 +218,7 @@ func (r *Replica) apply(entries []bus.Entry, head uint64, synced bool) error {
 		for i := range folded {
 			r.chains[folded[i].Seq%rememberedChains] = folded[i].Cursor()
 		}
-		next.Position, r.chain = folded[n-1].Position, folded[n-1].Chain
+		next.Position, next.chain = folded[n-1].Position, folded[n-1].Chain
 	}
 	if head > r.head.Load() {
 		r.head.Store(head)
@@ -215,7 +232,7 @@ var errHole = errors.New("it does not follow what is applied")
 
 // unapplied gives the entries behind those applied; a hole before them is an error.
 func (r *Replica) unapplied(entries []bus.Entry) ([]bus.Entry, error) {
-	at := r.cur.Load().Position
+	at := r.tip.Position
 	for len(entries) > 0 && !at.Before(entries[0].Position) {
 		entries = entries[1:]
 	}
@@ -228,8 +245,13 @@ func (r *Replica) unapplied(entries []bus.Entry) ([]bus.Entry, error) {
 	return entries, nil
 }
 
-// publish stores the Snapshot and wakes those who wait for one. r.mu is held.
+// publish stores the Snapshot and wakes those who wait for one; while a key is lacking, it keeps it.
+// r.mu is held.
 func (r *Replica) publish(next *Snapshot) {
+	r.tip = next
+	if r.lacking(next.Ring) {
+		return
+	}
 	r.cur.Store(next)
 	close(r.changed)
 	r.changed = make(chan struct{})
@@ -286,6 +308,9 @@ func (r *Replica) foldKey(next *Snapshot, f *bus.KeyFact, seq uint64) error {
 	old, known := r.keys[f.KeyID]
 	if known {
 		fact.Sealed = unite(old.Sealed, f.Sealed)
+		if old, ok := next.Ring.Record(f.KeyID); ok && string(old.State) == f.State {
+			seq = old.Seq // more boxes, or a date: its place among the keys stays
+		}
 	}
 	rec, err := r.record(&fact, seq)
 	if err != nil {
@@ -299,7 +324,7 @@ func (r *Replica) foldKey(next *Snapshot, f *bus.KeyFact, seq uint64) error {
 	r.keys[f.KeyID] = &fact
 	ring := next.Ring
 	if to == keyring.Active || ring.Issuer() == "" {
-		ring = keyring.NewRing(f.Issuer, f.Audience, ring.Records()...)
+		ring = keyring.NewRing(f.Issuer, f.DefaultAudience(), ring.Records()...)
 	}
 	next.Ring = ring.With(rec)
 	return nil
@@ -349,21 +374,6 @@ func (r *Replica) key(f *bus.KeyFact, alg keyring.Alg) (*keyring.Key, error) {
 		return nil, nil
 	}
 	return k, err
-}
-
-// unite adds the boxes of more to those of old; a later box for an agent takes the earlier's place.
-func unite(old, more []bus.SealedSecret) []bus.SealedSecret {
-	all := make([]bus.SealedSecret, 0, len(old)+len(more))
-	named := make(map[string]bool, len(more))
-	for _, b := range more {
-		named[b.Agent] = true
-	}
-	for _, b := range old {
-		if !named[b.Agent] {
-			all = append(all, b)
-		}
-	}
-	return append(all, more...)
 }
 
 // Keys gives the key entries as the log has them, boxes united: for images and the issuers' admin

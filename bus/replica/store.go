@@ -127,7 +127,7 @@ func (s *Store) Restore(r *Replica) (bool, error) {
 func (r *Replica) markReady() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	next := *r.cur.Load()
+	next := *r.tip
 	next.Ready = true
 	r.publish(&next)
 }
