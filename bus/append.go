@@ -37,8 +37,10 @@ type Log struct {
 	cfg   LogConfig
 	epoch uint64
 	queue chan *request
-	done  chan struct{} // closed when the writer has stopped
-	stop  context.CancelFunc
+	// unfounded: the log does not begin at its beginning, and there is no checkpoint to begin with.
+	unfounded bool
+	done      chan struct{} // closed when the writer has stopped
+	stop      context.CancelFunc
 
 	mu    sync.Mutex
 	ticks []ownTick // the newest of this process, oldest first
@@ -99,7 +101,10 @@ func OpenLog(ctx context.Context, c *Conn, cfg LogConfig) (*Log, error) {
 		return nil, err
 	}
 	if err := l.catchUp(ctx, nil); err != nil {
-		return nil, fmt.Errorf("reading the log up to its head: %w", err)
+		// Begun anew by somebody who did not get as far as its first checkpoint: see Lacks.
+		if l.unfounded = m == nil && errors.Is(err, ErrBehind); !l.unfounded {
+			return nil, fmt.Errorf("reading the log up to its head: %w", err)
+		}
 	}
 	if l.head.Epoch == 0 {
 		l.head.Epoch = l.epoch

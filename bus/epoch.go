@@ -22,8 +22,10 @@ func (l *Log) Lacks(ctx context.Context, known Cursor) (bool, error) {
 	switch {
 	case known.Position == (Position{}):
 		return false, nil
+	case l.unfounded:
+		return true, nil
 	case l.head.Epoch > known.Epoch:
-		// Whoever begins a log anew writes a checkpoint of what it knows before anything else.
+		// Whoever begins a log anew writes a checkpoint of what it knows before anybody can append.
 		m, err := l.manifest(ctx)
 		if errors.Is(err, ErrNotFound) {
 			return true, nil
@@ -55,15 +57,11 @@ func BeginAnew(ctx context.Context, c *Conn, cfg LogConfig, known Cursor, image 
 	}
 	// Not the very next sequence: an entry that this issuer has not seen may have been acknowledged.
 	const gap = 1 << 20
-	at := Cursor{Chain: known.Chain, Position: Position{
+	l := &Log{Reader: NewReader(c, cfg.Authority.Public()), cfg: cfg, head: Cursor{Chain: known.Chain, Position: Position{
 		Epoch: max(uint64(cfg.Now().UnixMilli()), known.Epoch+1), Seq: max(known.Seq, last) + gap,
-	}}
-	stream.FirstSeq = at.Seq + 1
-	stream.Metadata = map[string]string{metaEpoch: strconv.FormatUint(at.Epoch, 10)}
-	img, err := image(at)
-	if err != nil {
-		return Position{}, err
-	}
+	}}}
+	stream.FirstSeq = l.head.Seq + 1
+	stream.Metadata = map[string]string{metaEpoch: strconv.FormatUint(l.head.Epoch, 10)}
 	err = retry(ctx, func(ctx context.Context) error {
 		if err := c.js.DeleteStream(ctx, stream.Name); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 			return err
@@ -71,14 +69,31 @@ func BeginAnew(ctx context.Context, c *Conn, cfg LogConfig, known Cursor, image 
 		_, err := c.js.CreateStream(ctx, stream)
 		return err
 	})
+	if err == nil {
+		err = l.found(ctx, image, held)
+	}
 	if err != nil {
 		return Position{}, fmt.Errorf("beginning the log anew: %w", err)
 	}
-	l := &Log{Reader: NewReader(c, cfg.Authority.Public()), cfg: cfg, epoch: at.Epoch, head: at}
-	if err := l.WriteCheckpoint(ctx, at, img, held); err != nil {
-		return Position{}, fmt.Errorf("beginning the log anew: %w", err)
+	return l.head.Position, nil
+}
+
+// found writes a new log's first entry, a tick, and the checkpoint that stands there. Until the latter
+// is written the log is not founded: who finds it so begins it anew again.
+func (l *Log) found(ctx context.Context, image func(Cursor) ([]byte, error), held []byte) error {
+	p, err := l.prepare(&request{}, &Tick{Time: l.cfg.Now().UnixMilli(), Chain: l.head.Chain[:]}, l.head)
+	if err != nil {
+		return err
 	}
-	return at.Position, nil
+	if _, err := l.conn.js.PublishMsg(ctx, p.msg, jetstream.WithExpectLastSequence(l.head.Seq)); err != nil {
+		return err
+	}
+	l.head = Cursor{Position: p.at, Chain: l.head.Chain.next(p.signed)}
+	img, err := image(l.head)
+	if err != nil {
+		return err
+	}
+	return l.WriteCheckpoint(ctx, l.head, img, held)
 }
 
 // lastSeq is a stream's last sequence, 0 where there is no such stream.

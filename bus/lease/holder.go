@@ -39,11 +39,10 @@ type Holder struct {
 
 	mu      sync.Mutex
 	run     string
-	asked   []asked // outstanding requests, oldest first
-	waiting []Grant // answered, their tick not applied yet
-	begun   map[string]Reading
-	kept    *Lease // from an earlier process of this run, waiting for its position and the floor
-	floor   bus.Position
+	asked   []asked   // outstanding requests, oldest first
+	waiting []waiting // answered, their tick not applied yet, oldest first
+	kept    *Lease    // from an earlier process of this run, waiting for its position and the floor
+	floor   bus.Cursor
 	applied bus.Position
 }
 
@@ -53,8 +52,22 @@ type asked struct {
 	at    Reading
 }
 
-// maxAsked bounds the requests whose answers are still believed.
-const maxAsked = 4
+// waiting is a grant whose tick is not applied yet.
+type waiting struct {
+	Grant
+	begin Reading // when it was asked for
+}
+
+// over tells whether it can no longer become a lease that vouches.
+func (w waiting) over(now Reading) bool {
+	return w.Mode != Serve && longest(w.begin, now) >= time.Duration(w.Length)*time.Millisecond
+}
+
+// Bounds of what a Holder remembers.
+const (
+	maxAsked   = 4  // requests whose answers are still believed
+	maxWaiting = 16 // grants that wait: whoever is further behind than that needs the oldest first, and will ask again
+)
 
 // NewHolder makes a Holder without a lease, or, with a File that holds a valid one of an earlier
 // process of this boot, the same run with that lease, which counts once the floor is applied.
@@ -62,17 +75,18 @@ func NewHolder(cfg HolderConfig) *Holder {
 	if cfg.Clock == nil {
 		cfg.Clock = SystemClock
 	}
-	h := &Holder{cfg: cfg, run: newRun(), begun: make(map[string]Reading)}
+	h := &Holder{cfg: cfg, run: newRun()}
 	if cfg.File == nil {
 		return h
 	}
 	if kept, ok := cfg.File.read(); ok && kept.Agent == cfg.Agent {
-		l := &Lease{Begin: kept.Begin, Length: kept.Length, Mode: kept.Mode, Position: kept.Position}
+		// A stricter configuration counts at once, a laxer one with the next grant.
+		l := &Lease{Begin: kept.Begin, Length: min(kept.Length, cfg.Length), Mode: kept.Mode, Position: kept.Position, Chain: kept.Chain}
 		if cfg.Mode != Serve {
-			l.Mode = Refuse // a stricter configuration counts at once, a laxer one with the next grant
+			l.Mode = Refuse
 		}
 		if l.Vouches(cfg.Clock()) {
-			h.run, h.floor, h.kept = kept.Run, kept.Floor, l
+			h.run, h.floor, h.kept = kept.Run, bus.Cursor{Position: kept.Floor, Chain: kept.FloorChain}, l
 		}
 	}
 	return h
@@ -121,9 +135,13 @@ func (h *Holder) Take(g Grant) error {
 	if g.Mode != h.cfg.Mode || g.Length <= 0 || g.Request.Check() != nil {
 		return fmt.Errorf("%w: %d ms in mode %q", ErrGrant, g.Length, g.Mode)
 	}
-	h.begun[string(g.Nonce)] = h.asked[n].at
+	w, now := waiting{g, h.asked[n].at}, h.cfg.Clock()
 	h.asked = slices.Delete(h.asked, 0, n+1) // older ones are worth less
-	h.waiting = append(h.waiting, g)
+	h.waiting = slices.DeleteFunc(h.waiting, func(w waiting) bool { return w.over(now) })
+	if len(h.waiting) == maxWaiting {
+		h.waiting = h.waiting[:maxWaiting-1]
+	}
+	h.waiting = append(h.waiting, w)
 	return nil
 }
 
@@ -138,37 +156,53 @@ func (h *Holder) Applied(at bus.Position, chain func(seq uint64) (bus.Chain, boo
 	if l := h.cur.Load(); l != nil && at.Epoch > l.Position.Epoch {
 		h.cur.Store(nil) // it was granted by a log that is gone
 	}
-	if h.kept != nil && !at.Before(h.kept.Position) && !at.Before(h.floor) && at.Epoch == h.kept.Position.Epoch {
-		if h.kept.Vouches(h.cfg.Clock()) {
-			h.cur.Store(h.kept)
+	err := h.takeKept(at, chain)
+	h.waiting = slices.DeleteFunc(h.waiting, func(w waiting) bool {
+		if at.Before(w.Position) || at.Before(h.floor.Position) {
+			return at.Epoch != 0 && w.Epoch < at.Epoch // the log was begun anew since
 		}
-		h.kept = nil
-	}
-	var err error
-	h.waiting = slices.DeleteFunc(h.waiting, func(g Grant) bool {
-		if at.Before(g.Position) || at.Before(h.floor) {
-			return at.Epoch != 0 && g.Epoch < at.Epoch // the log was begun anew since
-		}
-		begin := h.begun[string(g.Nonce)]
-		delete(h.begun, string(g.Nonce))
-		own, known := chain(g.Seq)
+		own, known := chain(w.Seq)
 		switch {
-		case g.Epoch != at.Epoch || !known:
+		case w.Epoch != at.Epoch || !known:
 			return true // too late to judge: ask again
-		case own != g.Chain:
-			err = fmt.Errorf("%w: the chain at %d is not the signed one", bus.ErrRollback, g.Seq)
+		case own != w.Chain:
+			err = rollback(w.Seq)
 			return true
 		}
-		h.hold(g, begin)
+		h.hold(w)
 		return true
 	})
 	return err
 }
 
+// takeKept lets the lease of an earlier process come into force, once what that process knew is
+// applied again: the same entries, as far as their chains are remembered.
+func (h *Holder) takeKept(at bus.Position, chain func(seq uint64) (bus.Chain, bool)) error {
+	l := h.kept
+	if l == nil || at.Epoch != l.Position.Epoch || at.Before(l.Position) || at.Before(h.floor.Position) {
+		return nil
+	}
+	h.kept = nil
+	for _, was := range []bus.Cursor{{Position: l.Position, Chain: l.Chain}, h.floor} {
+		if own, known := chain(was.Seq); known && was.Epoch == at.Epoch && own != was.Chain {
+			return rollback(was.Seq)
+		}
+	}
+	if l.Vouches(h.cfg.Clock()) {
+		h.cur.Store(l)
+	}
+	return nil
+}
+
+func rollback(seq uint64) error {
+	return fmt.Errorf("%w: the chain at %d is not the signed one", bus.ErrRollback, seq)
+}
+
 // hold puts a grant into force, if it lasts longer than the lease that is. h.mu is held.
-func (h *Holder) hold(g Grant, begin Reading) {
+func (h *Holder) hold(w waiting) {
 	l := &Lease{
-		Begin: begin, Length: min(time.Duration(g.Length)*time.Millisecond, h.cfg.Length), Mode: g.Mode, Position: g.Position,
+		Begin: w.begin, Length: min(time.Duration(w.Length)*time.Millisecond, h.cfg.Length), Mode: w.Mode,
+		Position: w.Position, Chain: w.Chain,
 	}
 	now := h.cfg.Clock()
 	if old := h.cur.Load(); old != nil && old.Left(now) > l.Left(now) {
@@ -176,47 +210,43 @@ func (h *Holder) hold(g Grant, begin Reading) {
 	}
 	h.cur.Store(l)
 	h.kept = nil
-	h.writeLocked() //nolint:errcheck // without it, a restart begins without a lease: nothing is promised
+	h.writeLocked(h.floor) //nolint:errcheck // without it, a restart begins without a lease: nothing is promised
 }
 
-// Drop gives the lease up: the log was begun anew, and nothing is known of it yet.
-func (h *Holder) Drop() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.cur.Store(nil)
-	h.kept, h.waiting = nil, nil
-}
-
-// Floor writes down that a position is about to be acknowledged. Only after it returned without an
+// Floor writes down that a cursor is about to be acknowledged. Only after it returned without an
 // error may the acknowledgement leave (PROTOCOL 1).
-func (h *Holder) Floor(at bus.Position) error {
+func (h *Holder) Floor(at bus.Cursor) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.floor.Before(at) {
+	if !h.floor.Position.Before(at.Position) {
 		return nil
 	}
+	if err := h.writeLocked(at); err != nil {
+		return err // and it counts as unwritten: the next attempt writes it
+	}
 	h.floor = at
-	return h.writeLocked()
+	return nil
 }
 
 // AtFloor tells whether everything ever acknowledged by this run is applied again.
 func (h *Holder) AtFloor() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return !h.applied.Before(h.floor)
+	return !h.applied.Before(h.floor.Position)
 }
 
-func (h *Holder) writeLocked() error {
+// writeLocked writes the lease in force, and a floor. h.mu is held.
+func (h *Holder) writeLocked(floor bus.Cursor) error {
 	if h.cfg.File == nil {
 		return nil
 	}
-	rec := record{Agent: h.cfg.Agent, Run: h.run, Floor: h.floor}
+	rec := record{Agent: h.cfg.Agent, Run: h.run, Floor: floor.Position, FloorChain: floor.Chain}
 	l := h.cur.Load()
 	if l == nil {
 		l = h.kept
 	}
 	if l != nil {
-		rec.Begin, rec.Length, rec.Mode, rec.Position = l.Begin, l.Length, l.Mode, l.Position
+		rec.Begin, rec.Length, rec.Mode, rec.Position, rec.Chain = l.Begin, l.Length, l.Mode, l.Position, l.Chain
 	}
 	return h.cfg.File.write(rec)
 }

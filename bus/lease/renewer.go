@@ -142,38 +142,30 @@ func (r *Renewer) ask(ctx context.Context) error {
 // Acknowledge lets leases come into force as the log is applied, and tells the issuers how far that
 // is, until ctx ends. The floor is written before an acknowledgement leaves.
 func (r *Renewer) Acknowledge(ctx context.Context) {
+	pace := time.NewTimer(0) // fires when the next acknowledgement may leave
+	defer pace.Stop()
+	var said bus.Position
+	mayLeave := false
 	for {
 		changed := r.Applied.Changed()
 		at := r.Applied.Cursor()
 		if err := r.Holder.Applied(at.Position, r.Applied.ChainAt); err != nil {
 			r.Logger.Error("not taking a lease", "error", err)
 		}
-		if err := r.acknowledge(at); err != nil {
-			r.Logger.Warn("could not acknowledge", "seq", at.Seq, "error", err)
+		if mayLeave && at.Position != said {
+			if err := r.acknowledge(at); err != nil {
+				r.Logger.Warn("could not acknowledge", "seq", at.Seq, "error", err)
+			}
+			said, mayLeave = at.Position, false
+			pace.Reset(ackApart)
 		}
 		select {
 		case <-changed:
+		case <-pace.C:
+			mayLeave = true
 		case <-ctx.Done():
 			return
 		}
-		// A lease that waits for this very step must not wait for the pace of acknowledgements.
-		at = r.Applied.Cursor()
-		if err := r.Holder.Applied(at.Position, r.Applied.ChainAt); err != nil {
-			r.Logger.Error("not taking a lease", "error", err)
-		}
-		if !r.pace(ctx) {
-			return
-		}
-	}
-}
-
-// pace waits so that acknowledgements keep their distance, the first after a pause going out at once.
-func (r *Renewer) pace(ctx context.Context) bool {
-	select {
-	case <-time.After(ackApart):
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 
@@ -181,7 +173,7 @@ func (r *Renewer) acknowledge(at bus.Cursor) error {
 	if at.Position == (bus.Position{}) || !r.Line.Connected() {
 		return nil
 	}
-	if err := r.Holder.Floor(at.Position); err != nil {
+	if err := r.Holder.Floor(at); err != nil {
 		return err
 	}
 	body, err := json.Marshal(acked{Agent: r.Agent, Run: r.Holder.Run(), Position: at.Position, Chain: at.Chain})

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -34,18 +35,23 @@ const (
 )
 
 func (a *app) issuerCommand() *cobra.Command {
-	return a.daemonCommand(daemonSpec{
+	var join string
+	cmd := a.daemonCommand(daemonSpec{
 		use:   "issuer",
 		short: "Run an issuer: tokens are made here, keys rotated, revocations written into the log",
 		long: "Run an issuer, with the embedded bus unless bus.urls names an existing NATS. At its first start it makes, in " +
-			"data_dir, the master key, the admin token (admin.token) and the two files that an agent needs (agent.nk, authority.pub).",
+			"data_dir, the master key, the bus's keys and the admin token (admin.token). A further issuer joins it: --join FILE, once.",
 		base: defaultConfig,
-		keys: []string{"issuer", "keys", "bus"},
+		keys: []string{"issuer", "keys", "bus", "insecure"},
 		run: func(ctx context.Context, cfg Config, log hclog.Logger) error {
 			if err := makeDataDir("data_dir", cfg.DataDir); err != nil {
 				return err
 			}
-			p, err := openIssuer(ctx, cfg, log)
+			id, err := a.identify(ctx, bus.RoleIssuer, cfg.DataDir, join, cfg.Bus.URLs, log)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			p, err := openIssuer(ctx, cfg, id, log)
 			if err != nil {
 				return err
 			}
@@ -53,6 +59,8 @@ func (a *app) issuerCommand() *cobra.Command {
 			return p.run(ctx, func() { notifyReady(log) })
 		},
 	})
+	cmd.Flags().StringVar(&join, "join", "", "file with a join token, removed once it is used; - is standard input")
+	return cmd
 }
 
 // issuerProcess is an issuer with all that it stands on, opened in the order of the fields and closed in reverse.
@@ -61,6 +69,9 @@ type issuerProcess struct {
 	log     hclog.Logger
 	closers []func()
 
+	identity   *bus.Identity // nil: it joined no other issuer
+	master     *keyring.MasterKey
+	keys       *bus.Keys   // nil with a NATS that sidekey did not configure
 	server     *bus.Server // nil with an existing NATS
 	conn       *bus.Conn
 	authority  *keyring.Authority
@@ -69,18 +80,24 @@ type issuerProcess struct {
 	entries    *bus.Log
 	replica    *replica.Replica
 	fleet      *bus.Fleet
+	enrolment  *bus.Enrolment
 	ledger     *lease.Ledger
 	books      *lease.Bookkeeper
 	granter    *lease.Granter
 	issuer     *issuer.Issuer
+	opened     chan struct{} // closed once issuer is there
 	adminToken string
 
+	tls                *certificate // of public and admin; nil: none
 	public, admin, ops net.Listener // admin, ops: nil where they share the public one
 }
 
 // openIssuer opens everything, and fails before anything runs where one part cannot be had.
-func openIssuer(ctx context.Context, cfg Config, log hclog.Logger) (p *issuerProcess, err error) {
-	p = &issuerProcess{cfg: cfg, log: log, buckets: map[string]*bus.Bucket{}}
+func openIssuer(ctx context.Context, cfg Config, id *bus.Identity, log hclog.Logger) (p *issuerProcess, err error) {
+	if id != nil {
+		cfg.Agent.Name = id.Name
+	}
+	p = &issuerProcess{cfg: cfg, log: log, identity: id, buckets: map[string]*bus.Bucket{}, opened: make(chan struct{})}
 	opened := p // a return sets p to nil before it is closed
 	defer func() {
 		if err != nil {
@@ -89,7 +106,7 @@ func openIssuer(ctx context.Context, cfg Config, log hclog.Logger) (p *issuerPro
 	}()
 	sctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
-	for _, open := range []func(context.Context) error{p.lock, p.listen, p.openBus, p.openState, p.openLog, p.openParts} {
+	for _, open := range []func(context.Context) error{p.lock, p.listen, p.openTrust, p.openBus, p.openState, p.openLog, p.openFleet, p.openEnrolment, p.openParts} {
 		if err := open(sctx); err != nil {
 			return nil, err
 		}
@@ -118,6 +135,11 @@ func (p *issuerProcess) lock(context.Context) error {
 // listen takes the addresses first: a port in use is said at once, and nothing has been touched.
 func (p *issuerProcess) listen(context.Context) (err error) {
 	c := p.cfg.Issuer
+	if c.TLSCert != "" {
+		if p.tls, err = openCertificate(c.TLSCert, c.TLSKey, p.log); err != nil {
+			return fmt.Errorf("issuer.tls_cert: %w", err)
+		}
+	}
 	if p.public, err = listen("issuer.listen", c.Listen, 0o600); err != nil {
 		return err
 	}
@@ -139,25 +161,15 @@ func (p *issuerProcess) listen(context.Context) (err error) {
 
 // openBus starts the embedded server, or connects to the existing one.
 func (p *issuerProcess) openBus(ctx context.Context) error {
-	connect := bus.ConnectConfig{
-		URLs: p.cfg.Bus.URLs, Credentials: p.cfg.Bus.Credentials, Name: "issuer " + p.cfg.Agent.Name, Logger: p.log.Named("bus"),
-	}
-	if len(p.cfg.Bus.URLs) == 0 {
-		creds, err := bus.OpenCredentials(p.cfg.DataDir)
-		if err != nil {
+	if len(p.cfg.Bus.URLs) == 0 && p.identity == nil {
+		if err := p.startBus(); err != nil {
 			return err
 		}
-		p.server, err = bus.StartServer(bus.ServerConfig{
-			Listen: p.cfg.Bus.Listen, Dir: filepath.Join(p.cfg.DataDir, "jetstream"),
-			Issuers: creds.IssuerPublic, Agents: creds.AgentPublic, Logger: p.log.Named("bus"),
-		})
-		if err != nil {
-			return err
-		}
-		p.onClose(func() { p.server.Close() })
-		connect.Server, connect.Seed = p.server, creds.Issuer
 	}
-	var err error
+	connect, err := p.busConnection()
+	if err != nil {
+		return err
+	}
 	if p.conn, err = bus.Connect(connect); err != nil {
 		return err
 	}
@@ -165,20 +177,19 @@ func (p *issuerProcess) openBus(ctx context.Context) error {
 	if err := p.conn.Await(ctx); err != nil {
 		return err
 	}
-	if p.server == nil {
+	if p.server == nil && p.identity == nil {
 		return warnDurability(ctx, p.cfg.Bus.MonitorURL, p.log)
 	}
 	return nil
 }
 
 // openState opens the sealed buckets, and what the issuers share in them: the authority's key and the admin token.
-func (p *issuerProcess) openState(ctx context.Context) error {
-	master, err := openMasterKey(p.cfg.DataDir)
-	if err != nil {
-		return err
-	}
-	for _, name := range []string{bus.BucketUsers, bus.BucketSubjects, bus.BucketSessions, bus.BucketClients, bus.BucketKeys, bus.BucketAgents} {
-		if p.buckets[name], err = bus.OpenBucket(ctx, p.conn, name, master, 1); err != nil {
+func (p *issuerProcess) openState(ctx context.Context) (err error) {
+	for _, name := range []string{
+		bus.BucketUsers, bus.BucketSubjects, bus.BucketSessions, bus.BucketClients, bus.BucketKeys,
+		bus.BucketAgents, bus.BucketIssuers, bus.BucketJoins,
+	} {
+		if p.buckets[name], err = bus.OpenBucket(ctx, p.conn, name, p.master, 1); err != nil {
 			return err
 		}
 	}
@@ -204,10 +215,6 @@ func (p *issuerProcess) openState(ctx context.Context) error {
 	if err := writePublished(filepath.Join(p.cfg.DataDir, adminTokenFile), append(token, '\n')); err != nil {
 		return fmt.Errorf("writing the admin token: %w", err)
 	}
-	authority := p.authority.Public().Text() + "\n"
-	if err := writePublished(filepath.Join(p.cfg.DataDir, bus.AuthorityFile), []byte(authority)); err != nil {
-		return fmt.Errorf("writing the authority's public key: %w", err)
-	}
 	return nil
 }
 
@@ -226,15 +233,17 @@ func (p *issuerProcess) openLog(ctx context.Context) (err error) {
 	if p.entries, err = bus.OpenLog(ctx, p.conn, cfg); err != nil {
 		return err
 	}
-	p.onClose(func() { p.entries.Close() })
 	lacks, err := p.entries.Lacks(ctx, known.Cursor())
-	if err != nil || !lacks {
-		return err
+	if lacks {
+		p.entries.Close()
+		if err := p.beginAnew(ctx, cfg, known); err != nil {
+			return err
+		}
+		if p.entries, err = bus.OpenLog(ctx, p.conn, cfg); err != nil {
+			return err
+		}
 	}
-	if err := p.beginAnew(ctx, cfg, known); err != nil {
-		return err
-	}
-	p.entries, err = bus.OpenLog(ctx, p.conn, cfg)
+	p.onClose(func() { p.entries.Close() })
 	return err
 }
 
@@ -250,7 +259,6 @@ func (p *issuerProcess) beginAnew(ctx context.Context, cfg bus.LogConfig, known 
 	if err != nil {
 		return err
 	}
-	p.entries.Close()
 	at, err := bus.BeginAnew(ctx, p.conn, cfg, known.Cursor(), known.ImageAt, held)
 	if err != nil {
 		return err
@@ -277,7 +285,15 @@ func (p *issuerProcess) agentNames(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// openParts builds the replica, the fleet and the issuer on them.
+// openFleet begins to hear the agents.
+func (p *issuerProcess) openFleet(context.Context) (err error) {
+	if p.fleet, err = bus.OpenFleet(p.conn, p.buckets[bus.BucketAgents]); err == nil {
+		p.onClose(p.fleet.Close)
+	}
+	return err
+}
+
+// openParts builds the replica and the issuer on it.
 func (p *issuerProcess) openParts(context.Context) (err error) {
 	feed := issuer.NewFeed()
 	p.openLeases()
@@ -288,18 +304,16 @@ func (p *issuerProcess) openParts(context.Context) (err error) {
 		},
 		Logger: p.log.Named("replica"),
 	})
-	p.fleet, err = bus.OpenFleet(p.conn, p.buckets[bus.BucketAgents], p.register)
-	if err != nil {
-		return err
-	}
-	p.onClose(p.fleet.Close)
 	p.issuer, err = issuer.New(p.issuerConfig(), issuer.Parts{
-		Log: p.entries, Replica: p.replica, Fleet: issuerFleet{p.fleet, p.ledger, p.cfg.Agent.Name}, Feed: feed,
+		Log: p.entries, Replica: p.replica, Fleet: issuerFleet{p.fleet, p.ledger, p.enrolment, p.cfg.Agent.Name}, Enrolment: p.enrolment, Feed: feed,
 		Users: p.buckets[bus.BucketUsers], Subjects: p.buckets[bus.BucketSubjects], Sessions: p.buckets[bus.BucketSessions],
 		Clients: p.buckets[bus.BucketClients], Keys: p.buckets[bus.BucketKeys],
 		Fresh:  func() bool { return p.entries.Fresh(p.replica.Snapshot().Position.Seq, freshFor) },
 		Logger: p.log,
 	})
+	if err == nil {
+		close(p.opened)
+	}
 	return err
 }
 
@@ -326,7 +340,13 @@ func (p *issuerProcess) openLeases() {
 type issuerFleet struct {
 	*bus.Fleet
 	ledger *lease.Ledger
+	enrol  *bus.Enrolment
 	self   string
+}
+
+// Remove is issuer.Fleet's.
+func (f issuerFleet) Remove(ctx context.Context, name string) error {
+	return f.enrol.Remove(ctx, bus.RoleAgent, name)
 }
 
 // Receipt is issuer.Fleet's.
@@ -339,14 +359,6 @@ func (f issuerFleet) Receipt(ctx context.Context, pos bus.Position) (*lease.Rece
 
 // Changed is issuer.Fleet's.
 func (f issuerFleet) Changed() <-chan struct{} { return f.ledger.Changed() }
-
-// register takes an agent in as soon as this issuer can: one that comes while the issuer starts waits.
-func (p *issuerProcess) register(ctx context.Context, reg bus.Registration) error {
-	if err := awaitReady(ctx, p.issuer.Ready); err != nil {
-		return err
-	}
-	return p.issuer.Register(ctx, reg)
-}
 
 func (p *issuerProcess) issuerConfig() issuer.Config {
 	c, k := p.cfg.Issuer, p.cfg.Keys
@@ -384,6 +396,9 @@ func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 	})
 	g.Go(func() error { return whenReady(ctx, p.issuer.Ready, ready) })
 	for _, l := range p.listeners() {
+		if p.tls != nil && l.Listener != p.ops && l.Addr().Network() == "tcp" {
+			l.Listener = p.tls.listener(l.Listener)
+		}
 		g.Go(func() error { return serve(ctx, newHTTPServer(l.handler), l.Listener, drainWithin) })
 	}
 	p.log.Info("serving", "issuer", p.public.Addr().String(), "url", p.cfg.Issuer.URL, "admin", p.cfg.Issuer.AdminListen)
