@@ -17,18 +17,21 @@ import (
 
 // record is what a lease file holds, behind its length and CRC-32C (4 bytes each, big-endian):
 //
-//	{"boot": "…", "agent": "web-1", "run": "…", "floor": {"epoch": …, "seq": …}, "begin": {…}, "length": …, "mode": "refuse", "position": {…}}
+//	{"boot": "…", "agent": "web-1", "run": "…", "floor": {"epoch": …, "seq": …}, "floor_chain": […],
+//	 "begin": {…}, "length": …, "mode": "refuse", "position": {…}, "chain": […]}
 //
 // A plain write is enough: the file dies with the boot, as the lease does.
 type record struct {
-	Boot     string        `json:"boot"` // the kernel's boot id
-	Agent    string        `json:"agent"`
-	Run      string        `json:"run"`
-	Floor    bus.Position  `json:"floor"`
-	Begin    Reading       `json:"begin"`
-	Length   time.Duration `json:"length"`
-	Mode     Mode          `json:"mode"`
-	Position bus.Position  `json:"position"`
+	Boot       string        `json:"boot"` // the kernel's boot id
+	Agent      string        `json:"agent"`
+	Run        string        `json:"run"`
+	Floor      bus.Position  `json:"floor"`
+	FloorChain bus.Chain     `json:"floor_chain"`
+	Begin      Reading       `json:"begin"`
+	Length     time.Duration `json:"length"`
+	Mode       Mode          `json:"mode"`
+	Position   bus.Position  `json:"position"`
+	Chain      bus.Chain     `json:"chain"`
 }
 
 // fileSize is the size of a lease file: one page, which a single write replaces.

@@ -289,7 +289,7 @@ func (b *Bookkeeper) take(ctx context.Context, n noted) error {
 	if !read.Before(n.entry.Position) {
 		return nil
 	}
-	if n.entry.Seq != read.Seq+1 {
+	if n.entry.Seq != read.Seq+1 || read.Epoch != 0 && n.entry.Epoch != read.Epoch {
 		if err := b.restore(ctx, n.entry.Position); err != nil {
 			return err
 		}
@@ -300,8 +300,8 @@ func (b *Bookkeeper) take(ctx context.Context, n noted) error {
 	var list List
 	if t, ok := n.entry.Fact.(*bus.Tick); ok && t.Grants != nil {
 		body, err := b.Grants(ctx, t.ListSeq, t.Grants)
-		if errors.Is(err, bus.ErrNotFound) && time.Since(t.At()) > MaxLength {
-			err, body = nil, []byte("{}") // kept for longer than any lease lasts
+		if (errors.Is(err, bus.ErrNotFound) || errors.Is(err, bus.ErrForged)) && time.Since(t.At()) > MaxLength {
+			err, body = nil, []byte("{}") // gone, or another stands in its place: no lease lasts that long
 		}
 		if err != nil {
 			return err

@@ -81,6 +81,7 @@ type Lease struct {
 	Length   time.Duration
 	Mode     Mode
 	Position bus.Position // of the tick: it counts once that is applied
+	Chain    bus.Chain    // at Position
 }
 
 // Live tells whether the lease has not ended.

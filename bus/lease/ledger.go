@@ -44,12 +44,67 @@ type run struct {
 	issuer    bool
 	grants    []granted
 	acked     bus.Position
-	claimed   Ack // beyond what this issuer has read itself: judged when that is read
+	// What it claims beyond what this issuer has read itself, to be judged when that is read: the
+	// claim that can be judged next, and the newest. With only the newest, an issuer that lags behind
+	// an agent would never come to one that it can judge.
+	claimed []Ack
 }
 
 type granted struct {
 	GrantedAt
-	read Reading // when this issuer read it: no earlier than the holder asked
+	read  Reading // when this issuer read it: no earlier than the holder asked
+	first Reading // the same, of the first of those that it stands for: see grant
+}
+
+// merged is the part of a lease's length within which grants count as one.
+const merged = 16
+
+// grant notes one lease. What is noted stays small, however often a run asks: of leases granted within
+// a short time of one another only the first's position and the last's end are kept, which is as strict
+// as all of them; and of those that never end only the first, which says it all.
+func (r *run) grant(g GrantedAt, seen Reading) {
+	for i := range r.grants {
+		if have := &r.grants[i]; have.Position == g.Position || have.Mode == Serve && g.Mode == Serve {
+			return
+		}
+	}
+	if n := len(r.grants); n > 0 {
+		if last := &r.grants[n-1]; last.Mode == Refuse && g.Mode == Refuse && last.Length == g.Length && longest(last.first, seen) < g.Length/merged {
+			last.read = seen
+			return
+		}
+	}
+	r.grants = append(r.grants, granted{g, seen, seen})
+}
+
+// prune forgets the leases that are certainly over, but the newest, which says that the run is fenced;
+// and that one when it has been over for as long again. It tells whether anything is left.
+func (r *run) prune(now Reading) bool {
+	last := len(r.grants) - 1
+	left := r.grants[:0]
+	for i, g := range r.grants {
+		if i == last || !g.over(now) {
+			left = append(left, g)
+		}
+	}
+	r.grants = left
+	if len(left) != 1 {
+		return len(left) > 0
+	}
+	g := left[0]
+	return !g.over(now) || shortest(g.read, now) <= 2*g.Length+time.Minute
+}
+
+// claim notes an acknowledgement that is to be judged.
+func (r *run) claim(a Ack) {
+	switch n := len(r.claimed); {
+	case n == 0 || r.claimed[n-1].At.Before(a.At) && n < 2:
+		r.claimed = append(r.claimed, a)
+	case r.claimed[n-1].At.Before(a.At):
+		r.claimed[n-1] = a
+	case a.At.Before(r.claimed[0].At):
+		r.claimed[0] = a
+	}
 }
 
 // over tells whether the lease has certainly ended.
@@ -98,7 +153,7 @@ func (l *Ledger) Restore(at bus.Cursor, held []Holding) {
 			r := l.runLocked(h.Agent, h.Run)
 			r.issuer = h.Issuer
 			for _, g := range h.Grants {
-				r.grants = append(r.grants, granted{GrantedAt: g, read: now})
+				r.grant(g, now)
 			}
 		}
 		l.readLocked(at)
@@ -113,12 +168,12 @@ func (l *Ledger) Read(en bus.Entry, grants []Request, seen Reading, issuerLease 
 		l.readLocked(en.Cursor())
 		for _, g := range grants {
 			r := l.runLocked(g.Agent, g.Run)
-			r.grants = append(r.grants, granted{GrantedAt{en.Position, time.Duration(g.Length) * time.Millisecond, g.Mode}, seen})
+			r.grant(GrantedAt{en.Position, time.Duration(g.Length) * time.Millisecond, g.Mode}, seen)
 		}
 		if t, ok := en.Fact.(*bus.Tick); ok && t.Run != "" {
 			r := l.runLocked(t.Issuer, t.Run)
 			r.issuer = true
-			r.grants = append(r.grants, granted{GrantedAt{en.Position, issuerLease, Refuse}, seen})
+			r.grant(GrantedAt{en.Position, issuerLease, Refuse}, seen)
 			r.acked = latest(r.acked, bus.Position{Epoch: en.Epoch, Seq: t.Applied})
 		}
 		if shortest(l.pruned, seen) >= pruneEvery {
@@ -139,10 +194,8 @@ func (l *Ledger) Acknowledge(a Ack) {
 		return // it holds no lease that is known here: nobody waits for it
 	}
 	l.change(func(Reading) {
-		if r.claimed.At.Before(a.At) {
-			r.claimed = a
-			l.claims[key(a.Agent, a.Run)] = r
-		}
+		r.claim(a)
+		l.claims[key(a.Agent, a.Run)] = r
 		l.settleClaimsLocked()
 	})
 }
@@ -233,7 +286,7 @@ const (
 // place says where a run stands with the entry at a position, and, pending, how long until its
 // fence (0: it has none). Only leases granted before the entry matter: a later one implies it.
 func (r *run) place(at bus.Position, now Reading) (place int, left time.Duration) {
-	if !r.acked.Before(at) {
+	if r.acked.Epoch == at.Epoch && r.acked.Seq >= at.Seq { // what a later log holds of an earlier one is not known here
 		return placeApplied, 0
 	}
 	for _, g := range r.grants {
@@ -329,15 +382,11 @@ func (l *Ledger) readLocked(at bus.Cursor) {
 	slot.seq, slot.chain = at.Seq, at.Chain
 }
 
-// pruneLocked forgets leases that are certainly over, but each run's newest, which says that the run
-// is fenced; and that one when it has been over for as long again.
+// pruneLocked forgets what cannot matter to any receipt any more.
 func (l *Ledger) pruneLocked() {
 	now := l.clock()
 	for k, r := range l.runs {
-		for len(r.grants) > 1 && r.grants[0].over(now) {
-			r.grants = r.grants[1:]
-		}
-		if n := len(r.grants); n == 1 && r.grants[0].over(now) && shortest(r.grants[0].read, now) > 2*r.grants[0].Length+time.Minute {
+		if !r.prune(now) {
 			delete(l.runs, k)
 		}
 	}
@@ -346,15 +395,18 @@ func (l *Ledger) pruneLocked() {
 // settleClaimsLocked judges the acknowledgements that this issuer can judge by now.
 func (l *Ledger) settleClaimsLocked() {
 	for k, r := range l.claims {
-		at := r.claimed.At
-		if l.read.Before(at) {
-			continue
+		r.claimed = slices.DeleteFunc(r.claimed, func(a Ack) bool {
+			if l.read.Before(a.At) {
+				return false
+			}
+			if slot := l.recent[a.At.Seq%chains]; a.At.Epoch == l.read.Epoch && slot.seq == a.At.Seq && slot.chain == a.Chain {
+				r.acked = latest(r.acked, a.At)
+			}
+			return true
+		})
+		if len(r.claimed) == 0 {
+			delete(l.claims, k)
 		}
-		delete(l.claims, k)
-		if slot := l.recent[at.Seq%chains]; at.Epoch == l.read.Epoch && slot.seq == at.Seq && slot.chain == r.claimed.Chain {
-			r.acked = latest(r.acked, at)
-		}
-		r.claimed = Ack{}
 	}
 }
 
