@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/issuer"
 	"github.com/sidekey/sidekey/keyring"
 )
@@ -149,17 +150,21 @@ func TestBodiesAreBounded(t *testing.T) {
 }
 
 func TestUnavailableIsNoDenial(t *testing.T) {
-	fresh := true
-	ti := start(t, newBus(), func(_ *issuer.Config, p *issuer.Parts) { p.Fresh = func() bool { return fresh } })
+	held := &lease.Lease{Begin: lease.SystemClock(), Length: time.Hour}
+	ti := start(t, newBus(), func(_ *issuer.Config, p *issuer.Parts) { p.Lease = func() *lease.Lease { return held } })
 	tokens := login(t, ti)
-	fresh = false
+	held = nil
 	h := ti.PublicHandler()
 	for path, body := range map[string]string{
 		"/api/token/": `{"username":"alice","password":"wonderland"}`, "/api/token/refresh/": fmt.Sprintf(`{"refresh":%q}`, tokens.Refresh),
+		"/api/token/verify/": fmt.Sprintf(`{"token":%q}`, tokens.Access),
 	} {
 		if w := ask(h, "POST", path, body); w.Code != 503 || w.Header().Get("Retry-After") == "" {
 			t.Errorf("POST %s: got %d %s, want 503 with Retry-After", path, w.Code, w.Body)
 		}
+	}
+	if w := ask(h, "GET", "/sessions", "", "Authorization", "Bearer "+tokens.Access); w.Code != 503 || w.Header().Get("Retry-After") == "" {
+		t.Errorf("GET /sessions: got %d %s, want 503 with Retry-After", w.Code, w.Body)
 	}
 	if w := ask(h, "GET", "/readyz", ""); w.Code != 503 {
 		t.Errorf("GET /readyz: got %d, want 503", w.Code)

@@ -102,10 +102,11 @@ type Parts struct {
 	// Feed is told by the replica of each entry (replica.Config.Journal). Without it, sessions
 	// revoked by others are closed by the next sweep only.
 	Feed *Feed
-	// Fresh tells whether this issuer has read back a tick of its own begun within the last 5 s;
-	// one that has not signs nothing (PROTOCOL 17). nil: it always has, as where one process is
-	// issuer and bus.
-	Fresh    func() bool
+	// Lease gives this issuer's own lease (lease.Own.Current): without one it neither signs nor
+	// verifies (PROTOCOL 12, 17). nil: it does both for ever, for tests that have no bus.
+	Lease func() *lease.Lease
+	// Clock says when that has ended; nil: lease.SystemClock.
+	Clock    lease.Clock
 	Logger   hclog.Logger
 	Registry *prometheus.Registry
 	Now      func() time.Time
@@ -191,6 +192,9 @@ func New(cfg Config, parts Parts) (*Issuer, error) {
 	if parts.Now == nil {
 		parts.Now = time.Now
 	}
+	if parts.Clock == nil {
+		parts.Clock = lease.SystemClock
+	}
 	if parts.Feed == nil {
 		parts.Feed = NewFeed()
 	}
@@ -270,7 +274,7 @@ func (i *Issuer) Ready() error {
 	if _, ok := i.activeKey(snap.Ring); !ok {
 		return fmt.Errorf("%w: no key is active yet", ErrUnavailable)
 	}
-	if i.Fresh != nil && !i.Fresh() {
+	if !i.fresh() {
 		return fmt.Errorf("%w: no tick of this issuer's own was read back within %s", ErrUnavailable, retireAfter)
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/bustest"
+	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/issuer"
 	"github.com/sidekey/sidekey/keyring"
 )
@@ -110,14 +111,15 @@ func TestLoginNeedsKeyAndLog(t *testing.T) {
 	if !errors.Is(err, issuer.ErrUnavailable) {
 		t.Errorf("Login without an active key: got %v, want ErrUnavailable", err)
 	}
-	fresh := true
-	ti = start(t, newBus(), func(_ *issuer.Config, p *issuer.Parts) { p.Fresh = func() bool { return fresh } })
+	own := &lease.Lease{Begin: lease.SystemClock(), Length: time.Hour}
+	held := own
+	ti = start(t, newBus(), func(_ *issuer.Config, p *issuer.Parts) { p.Lease = func() *lease.Lease { return held } })
 	tokens := login(t, ti)
-	fresh = false
+	held = nil
 	if _, err := ti.Refresh(t.Context(), tokens.Refresh); !errors.Is(err, issuer.ErrUnavailable) {
 		t.Errorf("Refresh by an issuer that is not fresh: got %v, want ErrUnavailable", err)
 	}
-	fresh = true
+	held = own
 	refresh(t, ti, tokens.Refresh)
 }
 

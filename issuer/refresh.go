@@ -170,8 +170,17 @@ func (i *Issuer) turn(sid string) *sync.Mutex {
 
 // Check tells whether a token, of access or refresh, stands now: proven, its times right, not
 // revoked, and, for a refresh token, the current one of an open session. A *keyring.Denial says
-// why not. It decides nothing.
+// why not. It decides nothing. ErrUnavailable: this issuer does not know the log's newest state.
 func (i *Issuer) Check(ctx context.Context, token string) error {
+	settle := i.vouch()
+	err := i.check(ctx, token)
+	if stale := settle(); stale != nil {
+		return fmt.Errorf("checking a token: %w", stale)
+	}
+	return err
+}
+
+func (i *Issuer) check(ctx context.Context, token string) error {
 	_, err := i.proveAccess(token)
 	if err == nil {
 		return nil

@@ -40,7 +40,7 @@ func (i *Issuer) keepRing(ctx context.Context) {
 // number of issuers may call it at any time. Run calls it.
 func (i *Issuer) Step(ctx context.Context) error {
 	snap := i.Replica.Snapshot()
-	if !snap.Ready || i.Fresh != nil && !i.Fresh() {
+	if !snap.Ready || !i.fresh() {
 		return nil
 	}
 	err := i.step(ctx, snap)

@@ -78,7 +78,7 @@ func (i *Issuer) claims(s *session) keyring.Claims {
 }
 
 // proveAccess reads an access token: signature, iss, aud and times, by this issuer's own ring,
-// then what is revoked. A *keyring.Denial says why not.
+// then what is revoked. A *keyring.Denial says why not. It is for who holds a lease: see vouch.
 func (i *Issuer) proveAccess(token string) (*keyring.Token, error) {
 	snap := i.Replica.Snapshot()
 	if !snap.Ready {

@@ -84,6 +84,7 @@ type issuerProcess struct {
 	ledger     *lease.Ledger
 	books      *lease.Bookkeeper
 	granter    *lease.Granter
+	own        *lease.Own
 	issuer     *issuer.Issuer
 	opened     chan struct{} // closed once issuer is there
 	adminToken string
@@ -308,7 +309,7 @@ func (p *issuerProcess) openParts(context.Context) (err error) {
 		Log: p.entries, Replica: p.replica, Fleet: issuerFleet{p.fleet, p.ledger, p.enrolment, p.cfg.Agent.Name}, Enrolment: p.enrolment, Feed: feed,
 		Users: p.buckets[bus.BucketUsers], Subjects: p.buckets[bus.BucketSubjects], Sessions: p.buckets[bus.BucketSessions],
 		Clients: p.buckets[bus.BucketClients], Keys: p.buckets[bus.BucketKeys],
-		Fresh:  func() bool { return p.entries.Fresh(p.replica.Snapshot().Position.Seq, freshFor) },
+		Lease:  p.own.Current,
 		Logger: p.log,
 	})
 	if err == nil {
@@ -327,8 +328,9 @@ func (p *issuerProcess) openLeases() {
 			return p.fleet.KnownSigningKey(ctx, agent)
 		},
 	}
+	p.own = lease.NewOwn(p.entries, func() bus.Position { return p.replica.Snapshot().Position }, freshFor, nil)
 	p.granter = lease.NewGranter(lease.GranterConfig{
-		Issuer: p.cfg.Agent.Name, Run: randomToken()[:22], Authority: p.authority, Log: p.entries, Logger: log,
+		Issuer: p.cfg.Agent.Name, Run: randomToken()[:22], Authority: p.authority, Log: p.own, Logger: log,
 		Key: func(ctx context.Context, agent string) (ed25519.PublicKey, error) {
 			return p.fleet.SigningKey(ctx, agent)
 		},

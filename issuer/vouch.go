@@ -1,0 +1,29 @@
+package issuer
+
+import (
+	"fmt"
+
+	"github.com/sidekey/sidekey/bus/lease"
+)
+
+// vouch takes the lease under which this issuer is about to say something of a token, and gives
+// what to ask last: its error replaces whatever was found. A lease renewed meanwhile does not count,
+// for it may cover an entry that was not looked at (PROTOCOL 2, 12). Without one even a refusal
+// says too much: a key that is unknown here may be known to everybody else.
+func (i *Issuer) vouch() (settle func() error) {
+	if i.Lease == nil {
+		return func() error { return nil }
+	}
+	held := i.Lease()
+	return func() error {
+		if !i.live(held) {
+			return fmt.Errorf("%w: no tick of this issuer's own was read back in time", ErrUnavailable)
+		}
+		return nil
+	}
+}
+
+// fresh tells whether this issuer has a lease now: without one it signs nothing (PROTOCOL 17).
+func (i *Issuer) fresh() bool { return i.Lease == nil || i.live(i.Lease()) }
+
+func (i *Issuer) live(held *lease.Lease) bool { return held != nil && held.Live(i.Clock()) }
