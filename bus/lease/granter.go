@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,7 +30,9 @@ const (
 	tickEvery  = time.Second           // whatever happens
 	tickApart  = 50 * time.Millisecond // sooner when an agent asks, but not more often than this
 	tickWithin = 5 * time.Second       // and no longer on one of them than this
-	maxGrants  = 4096                  // requests answered by one tick; later ones by the next
+	maxGrants  = 4096                  // requests that wait for a tick
+	maxOfAgent = 8                     // and those of one agent
+	maxList    = 512 << 10             // bytes of a list; what does not fit waits for the next tick
 )
 
 // GrantLog is where a Granter writes: *bus.Log.
@@ -95,10 +98,21 @@ func (g *Granter) Hear(s bus.Spoken) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.asked) >= maxGrants {
+	own := 0
+	for i := range g.asked {
+		if g.asked[i].Agent == req.Agent {
+			own++
+		}
+	}
+	if len(g.asked) >= maxGrants || own >= maxOfAgent {
 		return // the agent asks again
 	}
 	g.asked = append(g.asked, call{Request: req, answer: s.Answer})
+	g.ring()
+}
+
+// ring asks for a tick soon.
+func (g *Granter) ring() {
 	select {
 	case g.ringer <- struct{}{}:
 	default:
@@ -156,23 +170,15 @@ func (g *Granter) Run(ctx context.Context) {
 // tick writes down who is to be answered, appends the tick, and answers when both are certain. A
 // tick whose fate is unknown answers nobody.
 func (g *Granter) tick(ctx context.Context) error {
-	g.mu.Lock()
-	calls := g.asked
-	g.asked = nil
-	g.mu.Unlock()
+	calls, list, err := g.take()
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, tickWithin)
 	defer cancel()
 	t := bus.Tick{Run: g.cfg.Run, Applied: g.cfg.Applied()}
 	if len(calls) > 0 {
-		list := List{Issuer: g.cfg.Issuer, Grants: make([]Request, len(calls))}
-		for i := range calls {
-			list.Grants[i] = calls[i].Request
-		}
-		body, err := json.Marshal(list)
-		if err != nil {
-			return fmt.Errorf("writing the grants of a tick: %w", err)
-		}
-		if t.ListSeq, t.Grants, err = g.cfg.Log.WriteGrants(ctx, body); err != nil {
+		if t.ListSeq, t.Grants, err = g.cfg.Log.WriteGrants(ctx, list); err != nil {
 			return err
 		}
 	}
@@ -184,6 +190,35 @@ func (g *Granter) tick(ctx context.Context) error {
 		g.answer(c, at)
 	}
 	return nil
+}
+
+// take takes the calls that one tick answers, and their list. The list has to fit into one message of
+// the bus, however many agents ask at once and however long their names are.
+func (g *Granter) take() (calls []call, list []byte, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	issuer, err := json.Marshal(g.cfg.Issuer)
+	if err != nil {
+		return nil, nil, fmt.Errorf("writing the grants of a tick: %w", err)
+	}
+	list = slices.Concat([]byte(`{"issuer":`), issuer, []byte(`,"grants":[`))
+	n := 0
+	for ; n < len(g.asked); n++ {
+		one, err := json.Marshal(g.asked[n].Request)
+		if err != nil {
+			return nil, nil, fmt.Errorf("writing the grants of a tick: %w", err)
+		}
+		if n > 0 && len(list)+len(one) > maxList {
+			g.ring()
+			break
+		}
+		if n > 0 {
+			list = append(list, ',')
+		}
+		list = append(list, one...)
+	}
+	calls, g.asked = g.asked[:n:n], slices.Clone(g.asked[n:])
+	return calls, append(list, "]}"...), nil
 }
 
 func (g *Granter) answer(c call, at bus.Cursor) {

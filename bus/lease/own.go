@@ -47,7 +47,7 @@ func (o *Own) AppendTick(ctx context.Context, t bus.Tick) (bus.Cursor, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.ticks) == maxOwn {
-		o.ticks = append(o.ticks[:1], o.ticks[2:]...)
+		o.ticks = o.ticks[:maxOwn-1] // a reader that lags comes to the older ones first
 	}
 	o.ticks = append(o.ticks, &Lease{Begin: begin, Length: o.length, Mode: Refuse, Position: at.Position})
 	return at, nil

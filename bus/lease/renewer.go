@@ -140,7 +140,8 @@ func (r *Renewer) ask(ctx context.Context) error {
 }
 
 // Acknowledge lets leases come into force as the log is applied, and tells the issuers how far that
-// is, until ctx ends. The floor is written before an acknowledgement leaves.
+// is, until ctx ends: at once, and then at most every ackApart. The floor is written before an
+// acknowledgement leaves.
 func (r *Renewer) Acknowledge(ctx context.Context) {
 	pace := time.NewTimer(0) // fires when the next acknowledgement may leave
 	defer pace.Stop()
@@ -148,9 +149,12 @@ func (r *Renewer) Acknowledge(ctx context.Context) {
 	mayLeave := false
 	for {
 		changed := r.Applied.Changed()
-		at := r.Applied.Cursor()
+		at, had := r.Applied.Cursor(), r.Holder.Current() != nil
 		if err := r.Holder.Applied(at.Position, r.Applied.ChainAt); err != nil {
 			r.Logger.Error("not taking a lease", "error", err)
+		}
+		if had && r.Holder.Current() == nil {
+			r.Hurry() // the log was begun anew, and its leases with it
 		}
 		if mayLeave && at.Position != said {
 			if err := r.acknowledge(at); err != nil {
