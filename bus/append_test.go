@@ -417,7 +417,7 @@ func TestLogOfAnotherStream(t *testing.T) {
 	b := bustest.Start(t)
 	l := b.Log(t)
 	mustAppend(t, l, revocation("a"), revocation("b"), revocation("c"))
-	owner := operator(t, b, b.Credentials.Issuer)
+	owner := operator(t, b, b.Issuer(t))
 	request(t, owner, "$JS.API.STREAM.DELETE.sidekey_log", "")
 	other := b.Log(t) // makes it anew
 	if _, err := other.Tick(t.Context()); err != nil {
@@ -447,7 +447,7 @@ func TestLogGone(t *testing.T) {
 		t.Errorf("Lacks of what is there: got %v, %v", lacks, err)
 	}
 	l.Close()
-	request(t, operator(t, b, b.Credentials.Issuer), "$JS.API.STREAM.DELETE.sidekey_log", "")
+	request(t, operator(t, b, b.Issuer(t)), "$JS.API.STREAM.DELETE.sidekey_log", "")
 	if lacks, err := b.Log(t).Lacks(t.Context(), known); !lacks || err != nil {
 		t.Errorf("Lacks of what is gone: got %v, %v", lacks, err)
 	}

@@ -22,7 +22,9 @@ const (
 	BucketSessions = "sessions"
 	BucketClients  = "clients"
 	BucketKeys     = "keys"   // private keys
-	BucketAgents   = "agents" // registrations
+	BucketAgents   = "agents" // agents that joined: Member
+	BucketIssuers  = "issuers"
+	BucketJoins    = "joins" // join tokens: who they are for, and whether they are used
 )
 
 // Record is one record of a state bucket, opened. Revision is what Update and Delete compare: it

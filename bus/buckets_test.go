@@ -320,7 +320,7 @@ func TestBucketOnce(t *testing.T) {
 func TestBucketTampering(t *testing.T) {
 	b := bustest.Start(t)
 	users, clients := b.Bucket(t, bus.BucketUsers), b.Bucket(t, bus.BucketClients)
-	owner := operator(t, b, b.Credentials.Issuer)
+	owner := operator(t, b, b.Issuer(t))
 	alice, bob := bus.Name("alice"), bus.Name("bob")
 	rev := create(t, users, alice, `{"admin":true,"hash":"argon2id"}`)
 	create(t, users, bob, `{"admin":false}`)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -29,14 +28,18 @@ const (
 
 // ConnectConfig says how to reach a NATS server. URLs or Server is required, and a credential.
 type ConnectConfig struct {
-	URLs        []string // of an existing server
+	URLs        []string // of an existing server; tls:// in one: never in clear
 	Server      *Server  // or the embedded one, reached within the process
-	Credentials string   // file: an nkey seed, or a .creds file
-	Seed        []byte   // or the nkey seed itself
+	User        *User    // who connects
+	Credentials string   // or a .creds file with the same
+	CA          []byte   // PEM: servers' certificates must come from it; nil: from one that the system knows
 	Name        string   // of this connection, as the server lists it
 	Prefix      string   // "": DefaultPrefix
-	Agent       bool     // use the inbox that agents may listen on
+	Agent       string   // an agent's name: answers come to the inbox that it may listen on
 	Logger      hclog.Logger
+
+	pinned []byte // SHA-256 of the CA, where that is all that is known
+	inbox  string
 }
 
 // Conn is a connection to NATS that is never given up: while it is down, calls fail at once and
@@ -46,12 +49,13 @@ type Conn struct {
 	js       jetstream.JetStream
 	subjects subjects
 	log      hclog.Logger
+	cfg      ConnectConfig
 }
 
 // Connect begins to connect. Without Server it does not wait for the connection: an agent may
 // start while the bus is away. An error means that the configuration cannot work.
 func Connect(cfg ConnectConfig) (*Conn, error) {
-	c := &Conn{subjects: subjects(prefixOr(cfg.Prefix)), log: cfg.Logger}
+	c := &Conn{subjects: subjects(prefixOr(cfg.Prefix)), log: cfg.Logger, cfg: cfg}
 	if c.log == nil {
 		c.log = hclog.NewNullLogger()
 	}
@@ -124,37 +128,45 @@ func (c *Conn) options(cfg ConnectConfig) ([]nats.Option, error) {
 	if cfg.Server != nil {
 		opts = append(opts, nats.InProcessServer(cfg.Server.srv))
 	}
-	if cfg.Agent {
-		opts = append(opts, nats.CustomInboxPrefix(agentInbox+"."+nats.NewInbox()[len(nats.InboxPrefix):]))
+	if cfg.Agent != "" {
+		cfg.inbox = agentInbox + "." + encodePart(cfg.Agent)
 	}
-	return opts, nil
+	if cfg.inbox != "" {
+		opts = append(opts, nats.CustomInboxPrefix(cfg.inbox))
+	}
+	tlsConfig, err := clientTLS(cfg.CA)
+	if err != nil {
+		return nil, err
+	}
+	if len(cfg.pinned) > 0 {
+		tlsConfig = pinnedTLS(cfg.pinned)
+	}
+	return append(opts, func(o *nats.Options) error { o.TLSConfig = tlsConfig; return nil }), nil
 }
 
-// credential reads what proves us to the server: an nkey seed, or a file with user JWT and seed.
+// credential is what proves us to the server: a user's JWT, and its seed's signature of a nonce.
 func credential(cfg ConnectConfig) (nats.Option, error) {
-	seed := cfg.Seed
-	if seed == nil {
+	user := cfg.User
+	if user == nil {
 		if cfg.Credentials == "" {
-			return nil, errors.New("connecting to the bus: no credentials are given; set bus.credentials to the file that the issuer made (agent.nk in its data_dir)")
+			return nil, errors.New("connecting to the bus: no credentials are given; set bus.credentials to a .creds file, or join")
 		}
 		text, err := os.ReadFile(cfg.Credentials)
 		if err != nil {
-			return nil, fmt.Errorf("reading bus.credentials: %w; it is made at the issuer's first start (agent.nk in its data_dir)", err)
+			return nil, fmt.Errorf("reading bus.credentials: %w", err)
 		}
-		if strings.Contains(string(text), "BEGIN NATS USER JWT") {
-			return nats.UserCredentials(cfg.Credentials), nil
+		if err := CheckPrivateFile(cfg.Credentials); err != nil {
+			return nil, err
 		}
-		seed = []byte(strings.TrimSpace(string(text)))
+		if user, err = ParseUser(text); err != nil {
+			return nil, fmt.Errorf("reading bus.credentials %s: %w; want a .creds file, as `nsc generate creds` and `sidekey bus export` write it", cfg.Credentials, err)
+		}
 	}
-	kp, err := nkeys.FromSeed(seed)
+	kp, err := nkeys.FromSeed(user.Seed)
 	if err != nil {
-		return nil, fmt.Errorf("reading bus.credentials %s: not an nkey seed: %w", cfg.Credentials, err)
+		return nil, errors.New("connecting to the bus: the credential's seed is damaged")
 	}
-	pub, err := kp.PublicKey()
-	if err != nil {
-		return nil, fmt.Errorf("reading bus.credentials %s: %w", cfg.Credentials, err)
-	}
-	return nats.Nkey(pub, kp.Sign), nil
+	return nats.UserJWT(func() (string, error) { return user.JWT, nil }, kp.Sign), nil
 }
 
 // Connected tells whether the server can be reached now.
@@ -234,66 +246,4 @@ func passing(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) ||
 		errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrNoStreamResponse) ||
 		errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrConnectionReconnecting) || errors.Is(err, nats.ErrReconnectBufExceeded)
-}
-
-// Credentials are the two keys of the embedded bus, kept beside the admin token until enrolment
-// gives every agent its own.
-type Credentials struct {
-	Issuer, Agent             []byte // nkey seeds
-	IssuerPublic, AgentPublic string
-}
-
-// The files of Credentials in an issuer's data_dir, 0600.
-const (
-	IssuerSeedFile = "issuer.nk"
-	AgentSeedFile  = "agent.nk"
-	AuthorityFile  = "authority.pub" // the log's authority key, which agents pin
-)
-
-// OpenCredentials reads both keys from dir, and makes them where they are absent.
-func OpenCredentials(dir string) (*Credentials, error) {
-	c := new(Credentials)
-	for _, k := range []struct {
-		file   string
-		seed   *[]byte
-		public *string
-	}{{IssuerSeedFile, &c.Issuer, &c.IssuerPublic}, {AgentSeedFile, &c.Agent, &c.AgentPublic}} {
-		kp, err := openSeed(filepath.Join(dir, k.file))
-		if err != nil {
-			return nil, err
-		}
-		if *k.seed, err = kp.Seed(); err != nil {
-			return nil, err
-		}
-		if *k.public, err = kp.PublicKey(); err != nil {
-			return nil, err
-		}
-	}
-	return c, nil
-}
-
-func openSeed(path string) (nkeys.KeyPair, error) {
-	text, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		kp, err := nkeys.CreateUser()
-		if err != nil {
-			return nil, fmt.Errorf("making a bus credential: %w", err)
-		}
-		seed, err := kp.Seed()
-		if err != nil {
-			return nil, fmt.Errorf("making a bus credential: %w", err)
-		}
-		if err := os.WriteFile(path, append(seed, '\n'), 0o600); err != nil {
-			return nil, fmt.Errorf("making a bus credential: %w", err)
-		}
-		return kp, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading a bus credential: %w", err)
-	}
-	kp, err := nkeys.FromSeed([]byte(strings.TrimSpace(string(text))))
-	if err != nil {
-		return nil, fmt.Errorf("reading the bus credential %s: %w; restore it, or remove it and copy the new one to every agent", path, err)
-	}
-	return kp, nil
 }

@@ -1,36 +1,23 @@
 package bus
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sort"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 )
 
-// registerWithin bounds how long an issuer works on one registration.
-const registerWithin = 10 * time.Second
-
 // Bounds of what an agent may say.
 const (
 	maxAgentName = 128
 	maxStatus    = 64 << 10
 )
-
-// agentRecord is an agent in the bucket "agents", under Name(agent):
-//
-//	{"agent": "web-1", "run": "…", "version": "v1.0.0", "signing_key": "base64", "sealing_key": "base64", "registered": 1767225600}
-type agentRecord struct {
-	Registration
-	Registered int64 `json:"registered"` // NumericDate of its first registration
-}
 
 // keyAge bounds how long an agent that was struck off may still be heard.
 const keyAge = 5 * time.Second
@@ -40,96 +27,81 @@ type signingKey struct {
 	read time.Time
 }
 
-// Fleet is the issuers' view of the agents: who is registered, and how each says it is. Registrations are in a bucket; the rest is heard on the bus and kept in memory, so an
-// issuer that has just started hears it again within seconds.
+// Fleet is the issuers' view of the agents: who has joined, which is in a bucket, and how each says
+// it is, which is heard on the bus and kept in memory: an issuer that has just started hears it again
+// within seconds.
 type Fleet struct {
-	conn       *Conn
-	agents     *Bucket
-	onRegister func(context.Context, Registration) error
-	subs       []*nats.Subscription
+	conn   *Conn
+	agents *Bucket
+	sub    *nats.Subscription
 
 	mu      sync.Mutex
-	heard   map[string]*AgentInfo // by name; of registered ones only Run, Position, Seen and Status
+	heard   map[string]*AgentInfo // by name; of members only Run, Version, Position, Seen and Status
 	signing map[string]signingKey // by name
 	changed chan struct{}
 }
 
-// OpenFleet begins to listen. onRegister is called for each registration before it is answered,
-// with the record already written; its error is the agent's answer, and the agent tries again.
-func OpenFleet(c *Conn, agents *Bucket, onRegister func(context.Context, Registration) error) (*Fleet, error) {
-	f := &Fleet{conn: c, agents: agents, onRegister: onRegister, heard: make(map[string]*AgentInfo), signing: make(map[string]signingKey), changed: make(chan struct{})}
-	for _, s := range []struct {
-		subject string
-		handle  nats.MsgHandler
-		queue   string
-	}{
-		{c.subjects.register(), f.register, "issuers"},
-		{c.subjects.status(Any), f.status, ""},
-	} {
-		var sub *nats.Subscription
-		var err error
-		if s.queue != "" {
-			sub, err = c.nc.QueueSubscribe(s.subject, s.queue, s.handle)
-		} else {
-			sub, err = c.nc.Subscribe(s.subject, s.handle)
-		}
-		if err != nil {
-			f.Close()
-			return nil, fmt.Errorf("listening to agents: %w", err)
-		}
-		f.subs = append(f.subs, sub)
+// OpenFleet begins to listen.
+func OpenFleet(c *Conn, agents *Bucket) (*Fleet, error) {
+	f := &Fleet{conn: c, agents: agents, heard: make(map[string]*AgentInfo), signing: make(map[string]signingKey), changed: make(chan struct{})}
+	var err error
+	if f.sub, err = c.nc.Subscribe(c.subjects.status(Any), f.status); err != nil {
+		return nil, fmt.Errorf("listening to agents: %w", err)
 	}
 	return f, nil
 }
 
 // Close stops listening. It may be called twice.
 func (f *Fleet) Close() {
-	for _, sub := range f.subs {
-		sub.Unsubscribe() //nolint:errcheck // the connection may be closed already
-	}
-	f.subs = nil
+	f.sub.Unsubscribe() //nolint:errcheck // the connection, or the subscription, may be closed already
 }
 
-// Agents gives the registered agents, ordered by name.
+// Agents gives the agents that have joined and are not removed, ordered by name.
 func (f *Fleet) Agents(ctx context.Context) ([]AgentInfo, error) {
-	recs, err := f.agents.List(ctx, "")
+	all, err := f.Everybody(ctx)
+	return slices.DeleteFunc(all, func(a AgentInfo) bool { return !a.Removed.IsZero() }), err
+}
+
+// Everybody gives the agents that have joined, also the removed, ordered by name.
+func (f *Fleet) Everybody(ctx context.Context) ([]AgentInfo, error) {
+	members, err := listMembers(ctx, f.agents)
 	if err != nil {
 		return nil, err
 	}
-	all := make([]AgentInfo, 0, len(recs))
+	all := make([]AgentInfo, 0, len(members))
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, rec := range recs {
-		var a agentRecord
-		if err := json.Unmarshal(rec.Value, &a); err != nil {
-			return nil, fmt.Errorf("reading the record of an agent: %w", err)
+	for _, m := range members {
+		info := AgentInfo{Name: m.Name, SigningKey: m.SigningKey, SealingKey: m.SealingKey, Joined: time.Unix(m.Joined, 0)}
+		if m.Removed() {
+			info.Removed = time.Unix(m.RemovedAt, 0)
 		}
-		info := AgentInfo{Name: a.Agent, Run: a.Run, Version: a.Version, SigningKey: a.SigningKey, SealingKey: a.SealingKey, Registered: time.Unix(a.Registered, 0)}
-		if h := f.heard[a.Agent]; h != nil {
-			info.Seen, info.Status = h.Seen, h.Status
-			info.Run, info.Version, info.Position = cmp.Or(h.Run, info.Run), cmp.Or(h.Version, info.Version), h.Position
+		if h := f.heard[m.Name]; h != nil {
+			info.Run, info.Version, info.Position, info.Seen, info.Status = h.Run, h.Version, h.Position, h.Seen, h.Status
 		}
 		all = append(all, info)
 	}
-	sort.Slice(all, func(i, j int) bool { return all[i].Name < all[j].Name })
 	return all, nil
 }
 
-// SigningKey gives the key that an agent signs with, read from the bucket now. ErrNotFound: no such
-// agent is registered.
+// SigningKey gives the key that an agent signs with, read from the bucket now. ErrNotFound: no agent
+// of that name has joined, or it was removed.
 func (f *Fleet) SigningKey(ctx context.Context, agent string) (ed25519.PublicKey, error) {
-	rec, err := f.agents.Get(ctx, Name(agent))
-	if err != nil {
-		return nil, fmt.Errorf("looking for agent %q: %w", agent, err)
+	m, _, err := readMember(ctx, f.agents, agent)
+	if err == nil && m.Removed() {
+		err = fmt.Errorf("%w: it was removed at %s", ErrNotFound, time.Unix(m.RemovedAt, 0).UTC().Format(time.RFC3339))
 	}
-	var a agentRecord
-	if err := json.Unmarshal(rec.Value, &a); err != nil || len(a.SigningKey) != ed25519.PublicKeySize {
-		return nil, fmt.Errorf("reading the record of agent %q: it has no signing key", agent)
+	if err == nil && len(m.SigningKey) != ed25519.PublicKeySize {
+		err = errors.New("its record has no signing key")
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.signing[agent] = signingKey{key: a.SigningKey, read: time.Now()}
-	return a.SigningKey, nil
+	if err != nil {
+		delete(f.signing, agent)
+		return nil, fmt.Errorf("looking for agent %q: %w", agent, err)
+	}
+	f.signing[agent] = signingKey{key: m.SigningKey, read: time.Now()}
+	return m.SigningKey, nil
 }
 
 // KnownSigningKey is SigningKey from memory, while that is at most keyAge old.
@@ -143,24 +115,20 @@ func (f *Fleet) KnownSigningKey(ctx context.Context, agent string) (ed25519.Publ
 	return f.SigningKey(ctx, agent)
 }
 
-// Remove strikes an agent off, or gives ErrNotFound.
-func (f *Fleet) Remove(ctx context.Context, name string) error {
-	rec, err := f.agents.Get(ctx, Name(name))
-	if err != nil {
-		return err
-	}
-	if err := f.agents.Delete(ctx, rec.Name, rec.Revision); err != nil {
-		return err
-	}
-	f.hear(name, func(a *AgentInfo) { *a = AgentInfo{} })
-	return nil
-}
-
-// Changed is closed when an agent registers, is heard or is removed after the call.
+// Changed is closed when an agent is heard, or Touch is called, after the call.
 func (f *Fleet) Changed() <-chan struct{} {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.changed
+}
+
+// Touch says that an agent has joined or was removed. What was heard of a removed one is not forgotten.
+func (f *Fleet) Touch() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.signing)
+	close(f.changed)
+	f.changed = make(chan struct{})
 }
 
 // hear changes what was heard of an agent, and wakes those who wait for it.
@@ -177,8 +145,8 @@ func (f *Fleet) hear(name string, change func(*AgentInfo)) {
 	f.changed = make(chan struct{})
 }
 
-// registered tells whether what an agent says may be kept: only a registered name costs memory.
-func (f *Fleet) registered(name string) bool {
+// joined tells whether what an agent says may be kept: only a name that has joined costs memory.
+func (f *Fleet) joined(name string) bool {
 	f.mu.Lock()
 	_, ok := f.heard[name]
 	f.mu.Unlock()
@@ -187,78 +155,8 @@ func (f *Fleet) registered(name string) bool {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), attempt)
 	defer cancel()
-	_, err := f.agents.Get(ctx, Name(name))
-	return err == nil
-}
-
-// answer is what a registration is answered with: {} or {"error": "…"}.
-type answer struct {
-	Error string `json:"error,omitempty"`
-}
-
-func (f *Fleet) register(m *nats.Msg) {
-	ctx, cancel := context.WithTimeout(context.Background(), registerWithin)
-	defer cancel()
-	var reg Registration
-	err := json.Unmarshal(m.Data, &reg)
-	if err == nil {
-		err = f.enter(ctx, reg)
-	}
-	var ans answer
-	if err != nil {
-		f.conn.log.Warn("could not register an agent", "agent", reg.Agent, "error", err)
-		ans.Error = err.Error()
-	}
-	body, err := json.Marshal(ans)
-	if err == nil {
-		err = m.Respond(body)
-	}
-	if err != nil {
-		f.conn.log.Warn("could not answer an agent", "agent", reg.Agent, "error", err)
-	}
-}
-
-// enter writes a registration down. A name keeps its first registration's date.
-func (f *Fleet) enter(ctx context.Context, reg Registration) error {
-	if err := checkAgentName(reg.Agent); err != nil {
-		return err
-	}
-	if len(reg.Run) == 0 || len(reg.Run) > 64 || len(reg.Version) > 128 || len(reg.SigningKey) != ed25519.PublicKeySize || len(reg.SealingKey) == 0 || len(reg.SealingKey) > 4096 {
-		return errors.New("a registration needs a run, a signing key and a sealing key")
-	}
-	for {
-		rec := agentRecord{Registration: reg, Registered: time.Now().Unix()}
-		old, err := f.agents.Get(ctx, Name(reg.Agent))
-		if err == nil {
-			var was agentRecord
-			if err := json.Unmarshal(old.Value, &was); err != nil {
-				return fmt.Errorf("reading the record of agent %q: %w", reg.Agent, err)
-			}
-			if !bytes.Equal(was.SigningKey, reg.SigningKey) {
-				return fmt.Errorf("an agent named %q is registered with another key; give this one another agent.name, or remove that one first (sidekey agents remove)", reg.Agent)
-			}
-			rec.Registered = was.Registered
-		} else if !errors.Is(err, ErrNotFound) {
-			return err
-		}
-		value, err := json.Marshal(rec)
-		if err != nil {
-			return err
-		}
-		if old.Revision == 0 {
-			_, err = f.agents.Create(ctx, Name(reg.Agent), value)
-		} else {
-			_, err = f.agents.Update(ctx, Name(reg.Agent), value, old.Revision)
-		}
-		if errors.Is(err, ErrExists) || errors.Is(err, ErrConflict) {
-			continue // another issuer took the same agent's other attempt
-		}
-		if err != nil {
-			return err
-		}
-		f.hear(reg.Agent, func(a *AgentInfo) { a.Run, a.Seen = reg.Run, time.Now() })
-		return f.onRegister(ctx, reg)
-	}
+	m, _, err := readMember(ctx, f.agents, name)
+	return err == nil && !m.Removed()
 }
 
 func (f *Fleet) status(m *nats.Msg) {
@@ -269,7 +167,7 @@ func (f *Fleet) status(m *nats.Msg) {
 		Epoch   uint64 `json:"epoch"`
 		Applied uint64 `json:"applied_seq"`
 	}
-	if len(m.Data) > maxStatus || json.Unmarshal(m.Data, &s) != nil || m.Subject != f.conn.subjects.status(encodePart(s.Agent)) || !f.registered(s.Agent) {
+	if len(m.Data) > maxStatus || json.Unmarshal(m.Data, &s) != nil || m.Subject != f.conn.subjects.status(encodePart(s.Agent)) || !f.joined(s.Agent) {
 		return
 	}
 	f.hear(s.Agent, func(a *AgentInfo) {
@@ -278,7 +176,8 @@ func (f *Fleet) status(m *nats.Msg) {
 	})
 }
 
-func checkAgentName(name string) error {
+// CheckName refuses what is no name for an agent or an issuer.
+func CheckName(name string) error {
 	if name == "" || len(name) > maxAgentName {
 		return fmt.Errorf("an agent needs a name of 1 to %d bytes (agent.name)", maxAgentName)
 	}

@@ -76,7 +76,7 @@ func stocked(t *testing.T) (*bustest.Bus, *bus.Log) {
 	return b, l
 }
 
-var buckets = []string{bus.BucketUsers, bus.BucketSubjects, bus.BucketSessions, bus.BucketClients, bus.BucketKeys, bus.BucketAgents}
+var buckets = []string{bus.BucketUsers, bus.BucketSubjects, bus.BucketSessions, bus.BucketClients, bus.BucketKeys, bus.BucketAgents, bus.BucketIssuers, bus.BucketJoins}
 
 func streams() []string {
 	all := []string{"sidekey_log", "sidekey_checkpoint", "sidekey_grants"}
@@ -116,10 +116,10 @@ func world(t *testing.T, owner *nats.Conn) string {
 // by itself, and with no effect on any stream.
 func TestAgentMayNot(t *testing.T) {
 	b, _ := stocked(t)
-	owner := operator(t, b, b.Credentials.Issuer)
+	owner := operator(t, b, b.Issuer(t))
 	before := world(t, owner)
 	var refused denials
-	agent := operator(t, b, b.Credentials.Agent, refused.option())
+	agent := operator(t, b, b.Agent(t, "x"), refused.option())
 
 	publish := []string{
 		"$JS.API.INFO", "$JS.API.ACCOUNT.PURGE.x", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST",
@@ -127,7 +127,9 @@ func TestAgentMayNot(t *testing.T) {
 		"sidekey.log.key", "sidekey.log.revoke", "sidekey.log.tick", "sidekey.log.other", "sidekey.grants",
 		"sidekey.live.key", "sidekey.live.revoke", "sidekey.live.tick",
 		"sidekey.checkpoint.manifest", "sidekey.checkpoint.chunk.x", "$SYS.REQ.SERVER.PING", "$SYS.ACCOUNT.SIDEKEY.CONNECT",
-		"_INBOX.x.y", "_INBOX_AGENT.x.y", "_R_.x", "other",
+		"_INBOX.x.y", "_INBOX_AGENT.x.y", "_INBOX_AGENT._eA.y", "_INBOX_JOIN.x.y", "_R_.x", "other",
+		"sidekey.ack._eQ", "sidekey.lease._eQ", "sidekey.status._eQ", "sidekey.ack", "sidekey.ack._eA.x", "sidekey.join.x", "sidekey.removed", // another agent's
+		"$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.USER.INFO", "$SYS.REQ.ACCOUNT.PING.CONNZ",
 	}
 	for _, stream := range streams() {
 		for _, call := range []string{
@@ -146,13 +148,13 @@ func TestAgentMayNot(t *testing.T) {
 		publish = append(publish, "$KV.sidekey_"+name+"."+bus.Name("x"))
 	}
 	for _, subject := range publish {
-		if err := agent.PublishRequest(subject, "_INBOX_AGENT.answer", []byte(`{}`)); err != nil {
+		if err := agent.PublishRequest(subject, "_INBOX_AGENT._eA.answer", []byte(`{}`)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	subscribe := []string{
-		">", "*", "sidekey.>", "sidekey.*.*", "sidekey.log.>", "sidekey.ack.*", "sidekey.status.*", "sidekey.register", "sidekey.lease.*", "sidekey.grants",
-		"sidekey.checkpoint.>", "_INBOX.>", "_INBOX.x.*", "_R_.>", "$SYS.>", "$JS.>", "$JS.API.>", "$JS.EVENT.>", "$KV.>", "$KV.sidekey_users.>",
+		">", "*", "sidekey.>", "sidekey.*.*", "sidekey.log.>", "sidekey.ack.*", "sidekey.status.*", "sidekey.join.*", "sidekey.removed", "sidekey.lease.*", "sidekey.grants",
+		"sidekey.checkpoint.>", "_INBOX.>", "_INBOX.x.*", "_INBOX_AGENT.>", "_INBOX_AGENT._eQ.>", "_INBOX_AGENT.*.>", "_INBOX_JOIN.>", "_R_.>", "$SYS.>", "$JS.>", "$JS.API.>", "$JS.EVENT.>", "$KV.>", "$KV.sidekey_users.>",
 	}
 	for _, subject := range subscribe {
 		if _, err := agent.Subscribe(subject, func(m *nats.Msg) { t.Errorf("an agent received %s through %s", m.Subject, subject) }); err != nil {
@@ -174,9 +176,9 @@ func TestAgentMayNot(t *testing.T) {
 // Whatever an agent may ask, with the answer addressed to any place, writes nothing there.
 func TestAgentCannotBorrowTheServersHand(t *testing.T) {
 	b, _ := stocked(t)
-	owner := operator(t, b, b.Credentials.Issuer)
+	owner := operator(t, b, b.Issuer(t))
 	before := world(t, owner)
-	agent := operator(t, b, b.Credentials.Agent)
+	agent := operator(t, b, b.Agent(t, "x"))
 	targets := []string{
 		"sidekey.log.revoke", "sidekey.log.tick", "sidekey.live.revoke", "sidekey.checkpoint.manifest", "sidekey.checkpoint.chunk.x", "sidekey.grants",
 		"$KV.sidekey_users." + bus.Name("x"), "$KV.sidekey_keys." + bus.Name("y"),
@@ -195,7 +197,7 @@ func TestAgentCannotBorrowTheServersHand(t *testing.T) {
 		{"$JS.API.DIRECT.GET.sidekey_log", `{"seq":1}`}, {"$JS.API.DIRECT.GET.sidekey_log", `{"seq":99999}`}, {"$JS.API.DIRECT.GET.sidekey_log", `{"seq":1,"batch":10}`},
 		{"$JS.API.DIRECT.GET.sidekey_log", `x`}, {"$JS.API.DIRECT.GET.sidekey_log.sidekey.log.revoke", ``},
 		{"$JS.API.DIRECT.GET.sidekey_checkpoint", `{"last_by_subj":"sidekey.checkpoint.manifest"}`}, {"$JS.API.DIRECT.GET.sidekey_checkpoint", `{"seq":1}`},
-		{"sidekey.register", `{}`}, {"sidekey.ack._eA", `{}`}, {"sidekey.status._eA", `{}`}, {"sidekey.lease._eA", `{}`},
+		{"sidekey.ack._eA", `{}`}, {"sidekey.status._eA", `{}`}, {"sidekey.lease._eA", `{}`},
 	}
 	for _, target := range targets {
 		for _, r := range requests {
@@ -218,7 +220,7 @@ func TestAgentCannotBorrowTheServersHand(t *testing.T) {
 
 // agentRequest asks over the inbox that agents have.
 func agentRequest(nc *nats.Conn, subject, body string) (*nats.Msg, error) {
-	inbox := "_INBOX_AGENT." + nats.NewInbox()[len(nats.InboxPrefix):]
+	inbox := "_INBOX_AGENT._eA." + nats.NewInbox()[len(nats.InboxPrefix):]
 	sub, err := nc.SubscribeSync(inbox)
 	if err != nil {
 		return nil, err
@@ -257,7 +259,7 @@ func TestAgentMay(t *testing.T) {
 		t.Errorf("following the log: %v", err)
 	}
 
-	owner, agent := operator(t, b, b.Credentials.Issuer), operator(t, b, b.Credentials.Agent)
+	owner, agent := operator(t, b, b.Issuer(t)), operator(t, b, b.Agent(t, "x"))
 	if _, err := owner.Subscribe("sidekey.>", func(m *nats.Msg) {
 		if m.Reply != "" {
 			m.Respond([]byte("heard " + m.Subject)) //nolint:errcheck // its absence fails the test
@@ -268,7 +270,7 @@ func TestAgentMay(t *testing.T) {
 	if err := owner.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	for _, subject := range []string{"sidekey.register", "sidekey.ack.x", "sidekey.status.x", "sidekey.lease.x"} {
+	for _, subject := range []string{"sidekey.ack._eA", "sidekey.status._eA", "sidekey.lease._eA"} {
 		if m, err := agentRequest(agent, subject, "{}"); err != nil || string(m.Data) != "heard "+subject {
 			t.Errorf("speaking on %s: %v", subject, err)
 		}

@@ -1,34 +1,40 @@
 package bus
 
 import (
-	"encoding/json"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// ServerConfig configures the embedded nats-server. Every member but Logger is required.
+// ServerConfig configures the embedded nats-server. Listen, Dir and Keys are required.
 type ServerConfig struct {
-	Listen  string // "host:port", loopback only; port 0 or -1: any free one
-	Dir     string // JetStream's file store; made 0700 where it is absent
-	Issuers string // public user nkey of the issuers, who may do everything
-	Agents  string // public user nkey of the agents, who may do what AgentPermissions lists
-	Prefix  string // "": DefaultPrefix
-	Logger  hclog.Logger
+	Listen   string      // "host:port"; port 0: any free one
+	Dir      string      // JetStream's file store; made 0700 where it is absent
+	Keys     *Keys       // who may come in
+	Revoked  []string    // nkeys that may not any more
+	TLS      *tls.Config // nil: beyond loopback a certificate from Keys, on loopback none
+	Names    []string    // host names and IP addresses under which others know it, for that certificate
+	Insecure bool        // listen beyond loopback in clear
+	Logger   hclog.Logger
 }
 
 // Server is a nats-server in this process: JetStream on disk, every write synced before it is
 // acknowledged, one port, and no way in without a key.
 type Server struct {
-	srv *server.Server
-	url string
+	srv      *server.Server
+	url      string
+	keys     *Keys
+	resolver *server.MemAccResolver
 }
 
 // readyWithin bounds a start, in which JetStream reads its store.
@@ -37,7 +43,7 @@ const readyWithin = 30 * time.Second
 // StartServer starts the embedded server and returns when it answers. The error names the address
 // or the folder that is in the way.
 func StartServer(cfg ServerConfig) (*Server, error) {
-	opts, err := serverOptions(cfg)
+	opts, resolver, err := serverOptions(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -64,26 +70,23 @@ func StartServer(cfg ServerConfig) (*Server, error) {
 			return nil, fmt.Errorf("starting the embedded bus on %s: not ready after %s; see its log lines above", cfg.Listen, readyWithin)
 		}
 	}
-	return &Server{srv: srv, url: "nats://" + srv.Addr().String()}, nil
+	scheme := "nats://"
+	if opts.TLSConfig != nil {
+		scheme = "tls://"
+	}
+	return &Server{srv: srv, url: scheme + srv.Addr().String(), keys: cfg.Keys, resolver: resolver}, nil
 }
 
-func serverOptions(cfg ServerConfig) (*server.Options, error) {
-	host, portText, err := net.SplitHostPort(cfg.Listen)
+func serverOptions(cfg ServerConfig) (*server.Options, *server.MemAccResolver, error) {
+	host, port, err := splitListen(cfg.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("reading bus.listen %q: %w; want host:port", cfg.Listen, err)
+		return nil, nil, err
 	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return nil, fmt.Errorf("refusing to open the bus on %q: it speaks in clear, so bus.listen must be a loopback address such as 127.0.0.1:7463", cfg.Listen)
+	if cfg.Keys == nil {
+		return nil, nil, errors.New("starting the embedded bus: it never listens without keys that say who may come in, and none are given")
 	}
-	port, err := strconv.Atoi(portText)
-	if err != nil || port > 65535 {
-		return nil, fmt.Errorf("reading bus.listen %q: the port is not a number up to 65535", cfg.Listen)
-	}
-	if port == 0 {
-		port = server.RANDOM_PORT
-	}
-	if cfg.Issuers == "" || cfg.Agents == "" {
-		return nil, errors.New("starting the embedded bus: it never listens without credentials, and none are given")
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("starting the embedded bus: making its store: %w", err)
 	}
 	opts := &server.Options{
 		ServerName:             "sidekey",
@@ -94,66 +97,91 @@ func serverOptions(cfg ServerConfig) (*server.Options, error) {
 		SyncAlways:             true, // an acknowledgement means: on the disk
 		NoSigs:                 true, // the process's signals are its own
 		DisableJetStreamBanner: true,
+		TLSConfig:              cfg.TLS,
 	}
-	var conf strings.Builder // JSON is nats-server's configuration language too, but for \u escapes
-	enc := json.NewEncoder(&conf)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(map[string]any{"accounts": accounts(cfg)}); err != nil {
-		return nil, fmt.Errorf("configuring the embedded bus: %w", err)
+	if opts.TLSConfig == nil && !loopback(host) && !cfg.Insecure {
+		if opts.TLSConfig, err = cfg.Keys.ServerTLS(append(cfg.Names, host)); err != nil {
+			return nil, nil, fmt.Errorf("refusing to open the bus on %q in clear: %w; set bus.tls_cert and bus.tls_key, or bus.insecure = true", cfg.Listen, err)
+		}
 	}
-	if err := opts.ProcessConfigString(conf.String()); err != nil {
-		return nil, fmt.Errorf("configuring the embedded bus: %w", err)
+	resolver, err := operatorMode(opts, cfg.Keys, cfg.Revoked)
+	if err != nil {
+		return nil, nil, fmt.Errorf("configuring the embedded bus: %w", err)
 	}
-	return opts, nil
+	return opts, resolver, nil
 }
 
-// The accounts of the embedded server.
-const (
-	issuersAccount = "SIDEKEY"
-	agentsAccount  = "SIDEKEY_AGENTS"
-)
-
-// accounts is the server's configuration of who may see what. Agents stand in an account of their
-// own, and reach into the issuers' only through what it exports. Permissions alone would not hold
-// them: nats-server does not check the reply subject of a request, so a direct get whose answer is
-// addressed to <prefix>.log.revoke would be written into the log, and stop every reader. The answer
-// to a request across accounts goes back to the asking account, and nowhere else.
-func accounts(cfg ServerConfig) map[string]any {
-	type m = map[string]any
-	s := subjects(prefixOr(cfg.Prefix))
-	perms := AgentPermissions(cfg.Prefix)
-	only := []string{agentsAccount}
-	exports := []m{{"stream": s.live(">"), "accounts": only}}
-	imports := []m{{"stream": m{"account": issuersAccount, "subject": s.live(">")}}}
-	for _, subject := range perms.Publish.Allow {
-		exports = append(exports, m{"service": subject, "accounts": only, "response_type": "stream"}) // a direct get has many answers
-		imports = append(imports, m{"service": m{"account": issuersAccount, "subject": subject}})
+// splitListen reads an address to listen on.
+func splitListen(listen string) (host string, port int, err error) {
+	host, portText, err := net.SplitHostPort(listen)
+	if err != nil {
+		return "", 0, fmt.Errorf("reading bus.listen %q: %w; want host:port", listen, err)
 	}
-	return m{
-		issuersAccount: m{"jetstream": "enabled", "users": []m{{"nkey": cfg.Issuers}}, "exports": exports},
-		agentsAccount: m{"imports": imports, "users": []m{{"nkey": cfg.Agents, "permissions": m{
-			"publish":   m{"allow": perms.Publish.Allow},
-			"subscribe": m{"allow": perms.Subscribe.Allow},
-		}}}},
+	port, err = strconv.Atoi(portText)
+	if err != nil || port > 65535 {
+		return "", 0, fmt.Errorf("reading bus.listen %q: the port is not a number up to 65535", listen)
 	}
+	if port == 0 {
+		port = server.RANDOM_PORT
+	}
+	return host, port, nil
 }
 
-// AgentPermissions is the allow-list of an agent's bus user (DESIGN §9): read the log live and
-// back, read checkpoints, hear answers, register, ask for a lease, acknowledge, tell its status;
-// nothing else.
-func AgentPermissions(prefix string) *server.Permissions {
-	s := subjects(prefixOr(prefix))
-	var direct []string
-	for _, stream := range []string{s.logStream(), s.checkpointStream()} {
-		direct = append(direct, "$JS.API.DIRECT.GET."+stream, "$JS.API.DIRECT.GET."+stream+".>")
-	}
-	return &server.Permissions{
-		Publish:   &server.SubjectPermission{Allow: append(direct, s.register(), s.lease(Any), s.ack(Any), s.status(Any))},
-		Subscribe: &server.SubjectPermission{Allow: []string{s.live(">"), agentInbox + ".>"}},
-	}
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// URL is where the server listens, as "nats://127.0.0.1:7463".
+// operatorMode lets in nobody but users whose JWT the keys have signed.
+func operatorMode(opts *server.Options, keys *Keys, revoked []string) (*server.MemAccResolver, error) {
+	operator, _, err := keys.operatorClaims()
+	if err != nil {
+		return nil, err
+	}
+	system, err := keys.systemAccount()
+	if err != nil {
+		return nil, err
+	}
+	accounts, err := keys.accounts(revoked)
+	if err != nil {
+		return nil, err
+	}
+	resolver := new(server.MemAccResolver)
+	for _, a := range append(accounts, system) {
+		if err := resolver.Store(a.key, a.token); err != nil {
+			return nil, err
+		}
+	}
+	opts.TrustedOperators = []*jwt.OperatorClaims{operator}
+	opts.SystemAccount = system.key
+	opts.AccountResolver = resolver
+	return resolver, nil
+}
+
+// Revoke closes the connections of these users, by nkey, at once, and lets none of them in again.
+func (s *Server) Revoke(nkeys []string) error {
+	accounts, err := s.keys.accounts(nkeys)
+	if err != nil {
+		return err
+	}
+	for _, a := range accounts {
+		if err := s.resolver.Store(a.key, a.token); err != nil {
+			return fmt.Errorf("changing account %s: %w", a.name, err)
+		}
+		acc, err := s.srv.LookupAccount(a.key)
+		if err != nil {
+			return fmt.Errorf("changing account %s: %w", a.name, err)
+		}
+		claims, err := jwt.DecodeAccountClaims(a.token)
+		if err != nil {
+			return fmt.Errorf("changing account %s: %w", a.name, err)
+		}
+		s.srv.UpdateAccountClaims(acc, claims)
+	}
+	return nil
+}
+
+// URL is where the server listens, as "nats://127.0.0.1:7463", or tls://.
 func (s *Server) URL() string { return s.url }
 
 // Close stops the server and waits until its store is closed. It may be called twice.

@@ -16,20 +16,17 @@ import (
 
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/bustest"
+	"github.com/sidekey/sidekey/keyring"
 )
 
-// operator connects as one who owns the bus: with nats.go alone, under the given seed.
-func operator(t testing.TB, b *bustest.Bus, seed []byte, opts ...nats.Option) *nats.Conn {
+// operator connects as one who owns the bus: with nats.go alone, as the given user.
+func operator(t testing.TB, b *bustest.Bus, user *bus.User, opts ...nats.Option) *nats.Conn {
 	t.Helper()
-	kp, err := nkeys.FromSeed(seed)
+	kp, err := nkeys.FromSeed(user.Seed)
 	if err != nil {
 		t.Fatal(err)
 	}
-	pub, err := kp.PublicKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	nc, err := nats.Connect(b.Server.URL(), append(opts, nats.Nkey(pub, kp.Sign))...)
+	nc, err := nats.Connect(b.Server.URL(), append(opts, nats.UserJWT(func() (string, error) { return user.JWT, nil }, kp.Sign))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,11 +36,11 @@ func operator(t testing.TB, b *bustest.Bus, seed []byte, opts ...nats.Option) *n
 
 func serverConfig(t *testing.T) bus.ServerConfig {
 	t.Helper()
-	creds, err := bus.OpenCredentials(t.TempDir())
+	keys, err := bus.NewKeys()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return bus.ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir(), Issuers: creds.IssuerPublic, Agents: creds.AgentPublic}
+	return bus.ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir(), Keys: keys}
 }
 
 // TestServerRefusals: what would open the bus to others, or cannot be started, is refused with the
@@ -62,18 +59,12 @@ func TestServerRefusals(t *testing.T) {
 		change func(*bus.ServerConfig)
 		want   string
 	}{
-		"all interfaces": {func(c *bus.ServerConfig) { c.Listen = "0.0.0.0:0" }, "bus.listen must be a loopback address"},
-		"every address":  {func(c *bus.ServerConfig) { c.Listen = ":7463" }, "bus.listen must be a loopback address"},
-		"v6":             {func(c *bus.ServerConfig) { c.Listen = "[::]:7463" }, "bus.listen must be a loopback address"},
-		"routable":       {func(c *bus.ServerConfig) { c.Listen = "192.0.2.1:7463" }, "bus.listen must be a loopback address"},
-		"a host name":    {func(c *bus.ServerConfig) { c.Listen = "example.org:7463" }, "bus.listen must be a loopback address"},
-		"no port":        {func(c *bus.ServerConfig) { c.Listen = "127.0.0.1" }, "bus.listen"},
-		"a large port":   {func(c *bus.ServerConfig) { c.Listen = "127.0.0.1:70000" }, "bus.listen"},
-		"a port's name":  {func(c *bus.ServerConfig) { c.Listen = "127.0.0.1:nats" }, "bus.listen"},
-		"no issuers":     {func(c *bus.ServerConfig) { c.Issuers = "" }, "never listens without credentials"},
-		"no agents":      {func(c *bus.ServerConfig) { c.Agents = "" }, "never listens without credentials"},
-		"port in use":    {func(c *bus.ServerConfig) { c.Listen = taken.Addr().String() }, "bus.listen"},
-		"store a file":   {func(c *bus.ServerConfig) { c.Dir = file }, file},
+		"no port":       {func(c *bus.ServerConfig) { c.Listen = "127.0.0.1" }, "bus.listen"},
+		"a large port":  {func(c *bus.ServerConfig) { c.Listen = "127.0.0.1:70000" }, "bus.listen"},
+		"a port's name": {func(c *bus.ServerConfig) { c.Listen = "127.0.0.1:nats" }, "bus.listen"},
+		"no keys":       {func(c *bus.ServerConfig) { c.Keys = nil }, "never listens without keys"},
+		"port in use":   {func(c *bus.ServerConfig) { c.Listen = taken.Addr().String() }, "bus.listen"},
+		"store a file":  {func(c *bus.ServerConfig) { c.Dir = file }, file},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := serverConfig(t)
@@ -98,12 +89,29 @@ func TestServerLetsNobodyIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	pub, _ := stranger.PublicKey()
+	issuer := b.Issuer(t)
+	others, err := bus.NewKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	alien, err := others.IssuerUser("issuer-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asUser := func(token string, by nkeys.KeyPair) nats.Option {
+		return nats.UserJWT(func() (string, error) { return token, nil }, by.Sign)
+	}
+	alienKey, err := nkeys.FromSeed(alien.Seed)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, opt := range map[string]nats.Option{
-		"nothing":           func(*nats.Options) error { return nil },
-		"password":          nats.UserInfo("admin", "admin"),
-		"token":             nats.Token("s3cr3t"),
-		"another key":       nats.Nkey(pub, stranger.Sign),
-		"a key, not proven": nats.Nkey(b.Credentials.IssuerPublic, stranger.Sign),
+		"nothing":                   func(*nats.Options) error { return nil },
+		"password":                  nats.UserInfo("admin", "admin"),
+		"token":                     nats.Token("s3cr3t"),
+		"another key":               nats.Nkey(pub, stranger.Sign),
+		"a JWT, its key not proven": asUser(issuer.JWT, stranger),
+		"another operator's JWT":    asUser(alien.JWT, alienKey),
 	} {
 		if nc, err := nats.Connect(b.Server.URL(), opt); !errors.Is(err, nats.ErrAuthorization) {
 			if err == nil {
@@ -212,7 +220,7 @@ func TestOlder(t *testing.T) {
 func TestConnectErrors(t *testing.T) {
 	b := bustest.Start(t)
 	dir := t.TempDir()
-	bad := filepath.Join(dir, "bad.nk")
+	bad := filepath.Join(dir, "bad.creds")
 	if err := os.WriteFile(bad, []byte("no seed"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -221,10 +229,10 @@ func TestConnectErrors(t *testing.T) {
 		want string
 	}{
 		"no credentials": {bus.ConnectConfig{URLs: []string{b.Server.URL()}}, "bus.credentials"},
-		"no such file":   {bus.ConnectConfig{URLs: []string{b.Server.URL()}, Credentials: filepath.Join(dir, "none")}, "agent.nk"},
-		"no seed":        {bus.ConnectConfig{URLs: []string{b.Server.URL()}, Credentials: bad}, "not an nkey seed"},
-		"no url":         {bus.ConnectConfig{URLs: []string{"nats://u:hunter2@host:port"}, Seed: b.Credentials.Agent}, "nats://host:port"},
-		"odd escape":     {bus.ConnectConfig{URLs: []string{"nats://u:hunter2%zz@host:1"}, Seed: b.Credentials.Agent}, "nats://host:1"},
+		"no such file":   {bus.ConnectConfig{URLs: []string{b.Server.URL()}, Credentials: filepath.Join(dir, "none")}, "bus.credentials"},
+		"no seed":        {bus.ConnectConfig{URLs: []string{b.Server.URL()}, Credentials: bad}, ".creds file"},
+		"no url":         {bus.ConnectConfig{URLs: []string{"nats://u:hunter2@host:port"}, User: b.Agent(t, "x")}, "nats://host:port"},
+		"odd escape":     {bus.ConnectConfig{URLs: []string{"nats://u:hunter2%zz@host:1"}, User: b.Agent(t, "x")}, "nats://host:1"},
 	} {
 		conn, err := bus.Connect(c.cfg)
 		if err == nil {
@@ -244,7 +252,7 @@ func TestAwait(t *testing.T) {
 	plain := b.Server.URL()
 	b.Stop()
 	for _, url := range []string{plain, strings.Replace(plain, "nats://", "nats://u:hunter2@", 1)} {
-		conn, err := bus.Connect(bus.ConnectConfig{URLs: []string{url}, Seed: b.Credentials.Agent})
+		conn, err := bus.Connect(bus.ConnectConfig{URLs: []string{url}, User: b.Agent(t, "x")})
 		if err != nil {
 			t.Fatalf("Connect while the bus is away: %v", err)
 		}
@@ -256,7 +264,7 @@ func TestAwait(t *testing.T) {
 			t.Errorf("Await: got %v, want a deadline, advice and no password", err)
 		}
 	}
-	conn, err := bus.Connect(bus.ConnectConfig{URLs: []string{plain}, Seed: b.Credentials.Agent})
+	conn, err := bus.Connect(bus.ConnectConfig{URLs: []string{plain}, User: b.Agent(t, "x")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,26 +277,36 @@ func TestAwait(t *testing.T) {
 	}
 }
 
-// TestCredentials: they are made once, 0600, and read again.
-func TestCredentials(t *testing.T) {
-	dir := t.TempDir()
-	first, err := bus.OpenCredentials(dir)
+// TestKeys: they are made once, sealed, 0600, and read again; a damaged file, another master key and a
+// file that others may read are refused.
+func TestKeys(t *testing.T) {
+	path := filepath.Join(t.TempDir(), bus.KeysFile)
+	master := keyring.NewMasterKey()
+	first, err := bus.OpenKeys(path, master)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := bus.OpenCredentials(dir)
-	if err != nil || again.IssuerPublic != first.IssuerPublic || again.AgentPublic != first.AgentPublic || first.IssuerPublic == first.AgentPublic {
-		t.Errorf("OpenCredentials again: got %v, want the same two keys", err)
+	again, err := bus.OpenKeys(path, master)
+	if err != nil || string(again.CAPEM()) != string(first.CAPEM()) || !again.Operates() {
+		t.Errorf("OpenKeys again: got %v, want the same keys", err)
 	}
-	for _, name := range []string{bus.IssuerSeedFile, bus.AgentSeedFile} {
-		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != 0o600 {
-			t.Errorf("%s: mode %v (%v), want 0600", name, info.Mode(), err)
-		}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v (%v), want 0600", info.Mode(), err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, bus.AgentSeedFile), []byte("torn"), 0o600); err != nil {
+	if _, err := bus.OpenKeys(path, keyring.NewMasterKey()); !errors.Is(err, keyring.ErrSealed) {
+		t.Errorf("OpenKeys with another master key: got %v, want ErrSealed", err)
+	}
+	if err := os.Chmod(path, 0o640); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := bus.OpenCredentials(dir); err == nil || !strings.Contains(err.Error(), bus.AgentSeedFile) {
-		t.Errorf("OpenCredentials with a torn file: got %v, want its name", err)
+	if _, err := bus.OpenKeys(path, master); err == nil || !strings.HasSuffix(err.Error(), "run: chmod 600 "+path) {
+		t.Errorf("OpenKeys of a file for others: got %v, want the command that mends it", err)
+	}
+	if err := os.WriteFile(path, []byte("torn"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	os.Chmod(path, 0o600)
+	if _, err := bus.OpenKeys(path, master); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("OpenKeys with a torn file: got %v, want its name", err)
 	}
 }

@@ -3,8 +3,12 @@ package bus
 // DefaultPrefix begins every subject, and names every stream and bucket, of a sidekey.
 const DefaultPrefix = "sidekey"
 
-// agentInbox begins the subjects on which agents hear answers.
-const agentInbox = "_INBOX_AGENT"
+// What the subjects begin with on which agents and those who join hear answers; each has its own
+// below: an agent's encoded name, a join token's id.
+const (
+	agentInbox = "_INBOX_AGENT"
+	joinInbox  = "_INBOX_JOIN"
+)
 
 // subjects makes the names that a sidekey uses on NATS, from its prefix:
 //
@@ -12,7 +16,8 @@ const agentInbox = "_INBOX_AGENT"
 //	<prefix>.live.<kind>            the same, republished on core NATS
 //	<prefix>.checkpoint.manifest    what a checkpoint is, stream <prefix>_checkpoint
 //	<prefix>.checkpoint.chunk.<id>  its image, in pieces
-//	<prefix>.register               an agent makes itself known; an issuer answers
+//	<prefix>.join.<token id>        one who has a join token asks to be let in; an issuer answers
+//	<prefix>.removed                an issuer has removed somebody; for the one that has the bus's keys
 //	<prefix>.ack.<agent>            an agent has applied all up to a position
 //	<prefix>.lease.<agent>          an agent asks for a lease; an issuer answers
 //	<prefix>.grants                 which leases a tick answers, stream <prefix>_grants, for issuers
@@ -31,7 +36,8 @@ func (s subjects) log(k Kind) string          { return string(s) + ".log." + str
 func (s subjects) live(kind string) string    { return string(s) + ".live." + kind }
 func (s subjects) manifest() string           { return string(s) + ".checkpoint.manifest" }
 func (s subjects) chunk(id string) string     { return string(s) + ".checkpoint.chunk." + id }
-func (s subjects) register() string           { return string(s) + ".register" }
+func (s subjects) join(id string) string      { return string(s) + ".join." + id }
+func (s subjects) removed() string            { return string(s) + ".removed" }
 func (s subjects) ack(agent string) string    { return string(s) + ".ack." + agent }
 func (s subjects) status(agent string) string { return string(s) + ".status." + agent }
 func (s subjects) lease(agent string) string  { return string(s) + ".lease." + agent }

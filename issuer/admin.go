@@ -45,7 +45,11 @@ func (i *Issuer) adminRoutes() http.Handler {
 		"GET /admin/v1/revocations":         i.adminListRevocations,
 		"GET /admin/v1/revocations/{seq}":   i.adminReceipt,
 		"GET /admin/v1/agents":              i.adminListAgents,
+		"POST /admin/v1/agents":             i.adminInviteAgent,
 		"DELETE /admin/v1/agents/{name}":    i.adminRemoveAgent,
+		"GET /admin/v1/issuers":             i.adminListIssuers,
+		"POST /admin/v1/issuers":            i.adminInviteIssuer,
+		"DELETE /admin/v1/issuers/{name}":   i.adminRemoveIssuer,
 		"GET /admin/v1/sessions":            i.adminListSessions,
 		"DELETE /admin/v1/sessions/{sid}":   i.adminEndSession,
 		"GET /admin/v1/users":               i.adminListUsers,
@@ -236,31 +240,6 @@ func (i *Issuer) adminReceipt(r *http.Request) (int, any, error) {
 	}
 	receipt, err := i.Await(r.Context(), bus.Position{Epoch: read.Epoch, Seq: seq}, 0)
 	return receiptStatus(receipt, new(wait), err)
-}
-
-func (i *Issuer) adminListAgents(r *http.Request) (int, any, error) {
-	agents, err := i.Fleet.Agents(r.Context())
-	if err != nil {
-		return 0, nil, unavailable("listing", "agents", err)
-	}
-	type agent struct {
-		Name       string `json:"name"`
-		Run        string `json:"run"`
-		Version    string `json:"version"`
-		Epoch      uint64 `json:"epoch"`
-		Seq        uint64 `json:"seq"`
-		Seen       int64  `json:"seen"`
-		Registered int64  `json:"registered"`
-	}
-	all := make([]agent, 0, len(agents))
-	for _, a := range agents {
-		all = append(all, agent{a.Name, a.Run, a.Version, a.Epoch, a.Seq, numericDate(a.Seen), numericDate(a.Registered)})
-	}
-	return http.StatusOK, map[string]any{"agents": all}, nil
-}
-
-func (i *Issuer) adminRemoveAgent(r *http.Request) (int, any, error) {
-	return http.StatusNoContent, nil, i.RemoveAgent(r.Context(), r.PathValue("name"))
 }
 
 func (i *Issuer) adminListSessions(r *http.Request) (int, any, error) {

@@ -12,10 +12,10 @@ import (
 	"github.com/sidekey/sidekey/keyring"
 )
 
-// Register is what the bus calls when an agent has registered: the agent gets a box of every HS256
-// secret that it needs. An agent registers at each start; a box that this process has sealed to
-// the same key is not sealed again.
-func (i *Issuer) Register(ctx context.Context, reg bus.Registration) error {
+// Register is what the bus calls when an agent has joined: the agent gets a box of every HS256 secret
+// that it needs. It may be called again; a box that this process has sealed to the same key is not
+// sealed again.
+func (i *Issuer) Register(ctx context.Context, reg bus.Member) error {
 	for attempt := range maxAttempts {
 		err := i.sealRing(ctx, reg)
 		if !errors.Is(err, bus.ErrConflict) {
@@ -25,13 +25,13 @@ func (i *Issuer) Register(ctx context.Context, reg bus.Registration) error {
 			return ctx.Err()
 		}
 	}
-	return unavailable("sealing the ring to agent", reg.Agent, bus.ErrConflict)
+	return unavailable("sealing the ring to agent", reg.Name, bus.ErrConflict)
 }
 
-func (i *Issuer) sealRing(ctx context.Context, reg bus.Registration) error {
+func (i *Issuer) sealRing(ctx context.Context, reg bus.Member) error {
 	snap := i.Replica.Snapshot()
 	if !snap.Ready {
-		return fmt.Errorf("sealing the ring to agent %q: %w: the log has not been read yet", reg.Agent, ErrUnavailable)
+		return fmt.Errorf("sealing the ring to agent %q: %w: the log has not been read yet", reg.Name, ErrUnavailable)
 	}
 	for _, rec := range snap.Ring.Records() { // by sequence: the order of the keys stays
 		if !rec.Alg.Symmetric() || rec.State == keyring.Retired || rec.State == keyring.Revoked {
@@ -48,12 +48,12 @@ func (i *Issuer) sealRing(ctx context.Context, reg bus.Registration) error {
 		if err != nil {
 			return err
 		}
-		sealed, err := i.seal(k.key, reg.Agent, reg.SealingKey)
+		sealed, err := i.seal(k.key, reg.Name, reg.SealingKey)
 		if err != nil {
 			return err
 		}
 		if err := i.appendKey(ctx, snap, f, []bus.SealedSecret{sealed}); err != nil {
-			i.forgetBox(rec.KeyID, reg.Agent)
+			i.forgetBox(rec.KeyID, reg.Name)
 			return err
 		}
 		snap = i.Replica.Snapshot()
@@ -62,9 +62,9 @@ func (i *Issuer) sealRing(ctx context.Context, reg bus.Registration) error {
 }
 
 // hasBox tells whether the log holds the newest box for an agent, as far as this process knows.
-func (i *Issuer) hasBox(kid string, reg bus.Registration) bool {
+func (i *Issuer) hasBox(kid string, reg bus.Member) bool {
 	i.private.mu.Lock()
-	last, ok := i.private.sealed[box{kid, reg.Agent}]
+	last, ok := i.private.sealed[box{kid, reg.Name}]
 	i.private.mu.Unlock()
 	return ok && last == sha256.Sum256(reg.SealingKey)
 }
@@ -112,7 +112,8 @@ func (i *Issuer) sealToAll(ctx context.Context, key *keyring.Key) ([]bus.SealedS
 	return boxes, nil
 }
 
-// RemoveAgent strikes an agent off: nothing is sealed to it and nobody waits for it any more.
+// RemoveAgent strikes an agent off: it gets no further lease and no further secret, and an HS256 ring
+// is rotated, for the agent has its secret. Receipts name it until its last lease has ended.
 func (i *Issuer) RemoveAgent(ctx context.Context, name string) error {
 	switch err := i.Fleet.Remove(ctx, name); {
 	case errors.Is(err, bus.ErrNotFound):
@@ -121,5 +122,12 @@ func (i *Issuer) RemoveAgent(ctx context.Context, name string) error {
 		return unavailable("removing agent", name, err)
 	}
 	i.audit.Info("agent removed", "agent", name)
+	active, ok := i.activeKey(i.Replica.Snapshot().Ring)
+	if !ok || !active.Alg.Symmetric() {
+		return nil
+	}
+	if _, err := i.Rotate(ctx, Rotation{}); err != nil {
+		return fmt.Errorf("agent %q is removed, but the secret that it holds is not replaced yet (run: sidekey keys rotate): %w", name, err)
+	}
 	return nil
 }

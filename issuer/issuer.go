@@ -87,7 +87,7 @@ type Config struct {
 	Hash       Hash // the cost of a password; zero: DefaultHash
 }
 
-// Parts are what an Issuer works on. All but Clients, Feed, Logger, Registry, Fresh and Now are needed.
+// Parts are what an Issuer works on. All but Clients, Enrolment, Feed, Logger, Registry, Fresh and Now are needed.
 type Parts struct {
 	Log     Log
 	Replica Replica
@@ -99,6 +99,8 @@ type Parts struct {
 	Clients  Bucket // kept for OAuth clients
 	Keys     Bucket // private keys, of the ring and of the refresh tokens
 
+	// Enrolment lets agents and issuers in. nil: nobody can be.
+	Enrolment Enrolment
 	// Feed is told by the replica of each entry (replica.Config.Journal). Without it, sessions
 	// revoked by others are closed by the next sweep only.
 	Feed *Feed

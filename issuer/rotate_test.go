@@ -317,7 +317,7 @@ func TestHS256SecretReachesOnlyRegisteredAgents(t *testing.T) {
 	}
 	refused(t, "verify by an agent without a box", verify(agents["late"], tokens.Access), keyring.UnknownKey)
 
-	reg := bus.Registration{Agent: "late", Run: "1", SealingKey: late.Public()}
+	reg := bus.Member{Name: "late", SealingKey: late.Public()}
 	b.fleet.Join("late", late.Public())
 	for range 2 { // the second time there is nothing to do
 		if err := ti.Register(t.Context(), reg); err != nil {

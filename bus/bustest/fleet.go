@@ -17,13 +17,13 @@ type Fleet struct {
 	changed chan struct{}
 }
 
-// Join puts an agent into the fleet, as a registration does.
+// Join puts an agent into the fleet, as joining does.
 func (f *Fleet) Join(name string, sealingKey []byte) {
 	f.change(func() {
 		if f.agents == nil {
 			f.agents = make(map[string]bus.AgentInfo)
 		}
-		f.agents[name] = bus.AgentInfo{Name: name, SealingKey: sealingKey, Registered: time.Now()}
+		f.agents[name] = bus.AgentInfo{Name: name, SealingKey: sealingKey, Joined: time.Now()}
 	})
 }
 

@@ -2,6 +2,7 @@ package bustest
 
 import (
 	"context"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -14,13 +15,15 @@ import (
 // Bus is the shipped embedded server in a test's folder, ready in milliseconds, with all that an
 // issuer needs to use it. It ends with the test.
 type Bus struct {
-	Server      *bus.Server
-	Credentials *bus.Credentials
-	Authority   *keyring.Authority
-	Master      *keyring.MasterKey
-	dir         string
-	listen      string
-	via         *Proxy
+	Server    *bus.Server
+	Keys      *bus.Keys
+	Authority *keyring.Authority
+	Master    *keyring.MasterKey
+	dir       string
+	listen    string
+	revoked   string
+	enrolment *bus.Enrolment
+	via       *Proxy
 }
 
 // Via is the same bus, reached through a proxy by whatever is connected with it. Stop and Restart
@@ -41,7 +44,7 @@ func (b *Bus) url() string {
 // Start starts it.
 func Start(t testing.TB) *Bus {
 	t.Helper()
-	creds, err := bus.OpenCredentials(t.TempDir())
+	keys, err := bus.NewKeys()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +52,10 @@ func Start(t testing.TB) *Bus {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &Bus{Credentials: creds, Authority: authority, Master: keyring.NewMasterKey(), dir: t.TempDir(), listen: "127.0.0.1:0"}
+	b := &Bus{
+		Keys: keys, Authority: authority, Master: keyring.NewMasterKey(),
+		dir: t.TempDir(), listen: "127.0.0.1:0", revoked: filepath.Join(t.TempDir(), "bus.revoked"),
+	}
 	b.start(t)
 	t.Cleanup(func() { b.Server.Close() })
 	return b
@@ -57,9 +63,11 @@ func Start(t testing.TB) *Bus {
 
 func (b *Bus) start(t testing.TB) {
 	t.Helper()
-	srv, err := bus.StartServer(bus.ServerConfig{
-		Listen: b.listen, Dir: b.dir, Issuers: b.Credentials.IssuerPublic, Agents: b.Credentials.AgentPublic, Logger: logger(t),
-	})
+	revoked, err := bus.ReadRevoked(b.revoked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv, err := bus.StartServer(bus.ServerConfig{Listen: b.listen, Dir: b.dir, Keys: b.Keys, Revoked: revoked, Logger: logger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,16 +87,88 @@ func (b *Bus) Restart(t testing.TB) {
 // Dir is the server's store.
 func (b *Bus) Dir() string { return b.dir }
 
+// Issuer makes a user that may do what an issuer may.
+func (b *Bus) Issuer(t testing.TB) *bus.User {
+	t.Helper()
+	u, err := b.Keys.IssuerUser("issuer-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// Agent makes a user that may do what the agent of a name may, without its having joined.
+func (b *Bus) Agent(t testing.TB, name string) *bus.User {
+	t.Helper()
+	u, err := b.Keys.AgentUser(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
 // Connect connects over TCP with an issuer's credential; it is closed with the test.
 func (b *Bus) Connect(t testing.TB) *bus.Conn {
 	t.Helper()
-	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, Seed: b.Credentials.Issuer, Name: "issuer", Logger: logger(t)})
+	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, User: b.Issuer(t), Name: "issuer", Logger: logger(t)})
 }
 
-// ConnectAgent connects over TCP with an agent's credential; it is closed with the test.
-func (b *Bus) ConnectAgent(t testing.TB) *bus.Conn {
+// ConnectAgent connects over TCP with the credential of an agent, by default of the name "agent"; it
+// is closed with the test.
+func (b *Bus) ConnectAgent(t testing.TB, name ...string) *bus.Conn {
 	t.Helper()
-	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, Seed: b.Credentials.Agent, Name: "agent", Agent: true, Logger: logger(t)})
+	name = append(name, "agent")
+	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, User: b.Agent(t, name[0]), Name: name[0], Agent: name[0], Logger: logger(t)})
+}
+
+// Enrolment lets agents and issuers in, as an issuer does. There is one a Bus.
+func (b *Bus) Enrolment(t testing.TB) *bus.Enrolment {
+	t.Helper()
+	if b.enrolment == nil {
+		b.enrolment = b.OpenEnrolment(t, func(*bus.EnrolConfig) {})
+	}
+	return b.enrolment
+}
+
+// OpenEnrolment opens another, configured by change; it is closed with the test.
+func (b *Bus) OpenEnrolment(t testing.TB, change func(*bus.EnrolConfig)) *bus.Enrolment {
+	t.Helper()
+	cfg := bus.EnrolConfig{
+		Conn: b.Connect(t), Keys: b.Keys, Server: b.Server, Authority: b.Authority, Master: b.Master,
+		Joins: b.Bucket(t, bus.BucketJoins), Agents: b.Bucket(t, bus.BucketAgents), Issuers: b.Bucket(t, bus.BucketIssuers),
+		URLs: []string{b.Server.URL()}, CA: b.Keys.CAPEM(), Revoked: b.revoked, Logger: logger(t),
+	}
+	change(&cfg)
+	e, err := bus.OpenEnrolment(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.Close)
+	return e
+}
+
+// Invite makes a join token.
+func (b *Bus) Invite(t testing.TB, role bus.Role, name string) *bus.Token {
+	t.Helper()
+	text, err := b.Enrolment(t).Invite(t.Context(), role, name, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := bus.ParseToken([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token
+}
+
+// Join lets an agent join, by a token, and gives what it then has.
+func (b *Bus) Join(t testing.TB, name string) *bus.Identity {
+	t.Helper()
+	id, err := bus.Join(t.Context(), bus.JoinConfig{Token: b.Invite(t, bus.RoleAgent, name), Dir: filepath.Join(t.TempDir(), "identity"), Logger: logger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
 }
 
 func connect(t testing.TB, cfg bus.ConnectConfig) *bus.Conn {

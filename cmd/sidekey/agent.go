@@ -2,13 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
-	"path/filepath"
 	"slices"
 
 	"github.com/hashicorp/go-hclog"
@@ -20,19 +19,21 @@ import (
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/bus/replica"
-	"github.com/sidekey/sidekey/keyring"
 )
 
 func (a *app) agentCommand() *cobra.Command {
-	return a.daemonCommand(daemonSpec{
+	var join string
+	cmd := a.daemonCommand(daemonSpec{
 		use:   "agent",
 		short: "Run an agent beside the services of a host: tokens are checked here",
-		long: "Run an agent. It needs the bus (bus.urls; default bus.listen on this host) and the two files that the issuer made, " +
-			"bus.credentials (default agent.nk in data_dir) and authority.pub beside it. While the bus is away it serves from its checkpoint.",
+		long: "Run an agent. It joins once, with --join FILE, the token in it being what `sidekey agents add NAME` prints; after that it " +
+			"needs no flag. While the bus is away it serves from its checkpoint.",
 		base: defaultConfig,
-		keys: []string{"agent", "bus.urls", "bus.credentials"},
+		keys: []string{"agent", "bus.urls", "insecure"},
 		run: func(ctx context.Context, cfg Config, log hclog.Logger) error {
-			p, err := openAgent(cfg, log, nil)
+			p, err := openAgent(cfg, log, func(p *agentProcess) (*bus.Identity, error) {
+				return a.identify(ctx, bus.RoleAgent, cfg.Agent.DataDir, join, cfg.Bus.URLs, log)
+			}, nil)
 			if err != nil {
 				return err
 			}
@@ -40,6 +41,8 @@ func (a *app) agentCommand() *cobra.Command {
 			return p.run(ctx, func() { notifyReady(log) })
 		},
 	})
+	cmd.Flags().StringVar(&join, "join", "", "file with a join token, removed once it is used; - is standard input")
+	return cmd
 }
 
 // agentProcess is an agent with all that it stands on, opened in the order of the fields and closed in reverse.
@@ -50,21 +53,20 @@ type agentProcess struct {
 
 	listeners []net.Listener
 	ops       net.Listener // nil where it shares a listener
-	authority keyring.AuthorityKey
+	tls       *certificate // of tls_listen; nil: none
+	identity  *bus.Identity
 	conn      *bus.Conn
 	reader    *bus.Reader
 	store     *replica.Store
 	replica   *replica.Replica
-	sealing   *keyring.SealingKey
-	signing   ed25519.PrivateKey
 	holder    *lease.Holder
 	renewer   *lease.Renewer
 	agent     *agent.Agent
 }
 
-// openAgent opens everything. It does not wait for the bus: an agent starts while that is away. embedded is the bus
-// of this process, nil in an agent on its own.
-func openAgent(cfg Config, log hclog.Logger, embedded *bus.Server) (p *agentProcess, err error) {
+// openAgent opens everything. It does not wait for the bus: an agent that has joined starts while that is away. identify
+// gives its identity; embedded is the bus of this process, nil in an agent on its own.
+func openAgent(cfg Config, log hclog.Logger, identify func(*agentProcess) (*bus.Identity, error), embedded *bus.Server) (p *agentProcess, err error) {
 	p = &agentProcess{cfg: cfg, log: log}
 	opened := p // a return sets p to nil before it is closed
 	defer func() {
@@ -78,6 +80,10 @@ func openAgent(cfg Config, log hclog.Logger, embedded *bus.Server) (p *agentProc
 	if err := p.listen(); err != nil {
 		return nil, err
 	}
+	if err := p.identify(identify); err != nil {
+		return nil, err
+	}
+	cfg = p.cfg
 	if err := p.openBus(embedded); err != nil {
 		return nil, err
 	}
@@ -109,11 +115,23 @@ func (p *agentProcess) openFiles() error {
 		return err
 	}
 	p.closers = append(p.closers, func() { lock.Close() })
-	if p.sealing, err = openSealingKey(dir); err != nil {
+	return nil
+}
+
+// identify finds out who this agent is: it has joined, or joins now.
+func (p *agentProcess) identify(identify func(*agentProcess) (*bus.Identity, error)) (err error) {
+	p.identity, err = identify(p)
+	if errors.Is(err, fs.ErrNotExist) && p.identity == nil {
+		return fmt.Errorf("this agent has not joined: run `sidekey agents add %s` where the issuer is, and start it once with --join and the file that it prints the token to", p.cfg.Agent.Name)
+	}
+	if err != nil {
 		return err
 	}
-	p.signing, err = openSigningKey(dir)
-	return err
+	if p.cfg.isSet("agent.name") && p.cfg.Agent.Name != p.identity.Name {
+		return fmt.Errorf("agent.name is %q, but this agent has joined as %q (%s); leave agent.name out, or let it join anew", p.cfg.Agent.Name, p.identity.Name, p.cfg.Agent.DataDir)
+	}
+	p.cfg.Agent.Name = p.identity.Name
+	return nil
 }
 
 func (p *agentProcess) listen() error {
@@ -126,10 +144,23 @@ func (p *agentProcess) listen() error {
 		p.closers = append(p.closers, func() { ln.Close() })
 		p.listeners = append(p.listeners, ln)
 	}
+	var err error
+	if p.cfg.Agent.TLSCert != "" {
+		if p.tls, err = openCertificate(p.cfg.Agent.TLSCert, p.cfg.Agent.TLSKey, p.log); err != nil {
+			return fmt.Errorf("agent.tls_cert: %w", err)
+		}
+	}
+	for _, address := range p.cfg.Agent.TLSListen {
+		ln, err := listen("agent.tls_listen", address, 0o666)
+		if err != nil {
+			return err
+		}
+		p.closers = append(p.closers, func() { ln.Close() })
+		p.listeners = append(p.listeners, p.tls.listener(ln))
+	}
 	if slices.Contains(p.cfg.Agent.Listen, p.cfg.Agent.OpsListen) {
 		return nil
 	}
-	var err error
 	if p.ops, err = listen("agent.ops_listen", p.cfg.Agent.OpsListen, 0o660); err != nil {
 		return err
 	}
@@ -139,32 +170,23 @@ func (p *agentProcess) listen() error {
 
 // openBus connects, and restores what the agent knew.
 func (p *agentProcess) openBus(embedded *bus.Server) error {
-	credentials := p.cfg.Bus.Credentials
-	if credentials == "" {
-		credentials = filepath.Join(p.cfg.DataDir, bus.AgentSeedFile)
+	connect := p.identity.ConnectConfig()
+	connect.Server, connect.Logger = embedded, p.log.Named("bus")
+	if len(p.cfg.Bus.URLs) > 0 {
+		connect.URLs = p.cfg.Bus.URLs
 	}
 	var err error
-	if p.authority, err = readAuthority(credentials); err != nil {
-		return err
-	}
-	urls := p.cfg.Bus.URLs
-	if len(urls) == 0 {
-		urls = []string{"nats://" + p.cfg.Bus.Listen}
-	}
-	p.conn, err = bus.Connect(bus.ConnectConfig{
-		URLs: urls, Server: embedded, Credentials: credentials, Name: "agent " + p.cfg.Agent.Name, Agent: true, Logger: p.log.Named("bus"),
-	})
-	if err != nil {
+	if p.conn, err = bus.Connect(connect); err != nil {
 		return err
 	}
 	p.closers = append(p.closers, p.conn.Close)
-	p.reader = bus.NewReader(p.conn, p.authority)
-	if p.store, err = replica.OpenStore(p.cfg.Agent.DataDir, p.authority); err != nil {
+	p.reader = bus.NewReader(p.conn, p.identity.Authority)
+	if p.store, err = replica.OpenStore(p.cfg.Agent.DataDir, p.identity.Authority); err != nil {
 		return err
 	}
 	p.closers = append(p.closers, func() { p.store.Close() })
 	p.replica = replica.New(replica.Config{
-		Open: replica.OpenSealed(p.cfg.Agent.Name, p.sealing), Journal: p.store.Journal, Logger: p.log.Named("replica"),
+		Open: replica.OpenSealed(p.cfg.Agent.Name, p.identity.Sealing), Journal: p.store.Journal, Logger: p.log.Named("replica"),
 	})
 	restored, err := p.store.Restore(p.replica)
 	switch {
@@ -194,7 +216,7 @@ func (p *agentProcess) openLease() error {
 	}
 	p.holder = lease.NewHolder(cfg)
 	p.renewer = lease.NewRenewer(lease.Renewer{
-		Holder: p.holder, Agent: c.Name, Key: p.signing, Authority: p.authority, Line: p.conn, Applied: p.replica, Logger: p.log.Named("lease"),
+		Holder: p.holder, Agent: c.Name, Key: p.identity.Signing, Authority: p.identity.Authority, Line: p.conn, Applied: p.replica, Logger: p.log.Named("lease"),
 	})
 	return nil
 }
@@ -233,11 +255,8 @@ func (p *agentProcess) run(ctx context.Context, ready func()) error {
 // link is the agent's voice on the bus.
 func (p *agentProcess) link() *bus.Link {
 	return &bus.Link{
-		Conn: p.conn,
-		Registration: bus.Registration{
-			Agent: p.cfg.Agent.Name, Run: p.holder.Run(), Version: version(),
-			SigningKey: p.signing.Public().(ed25519.PublicKey), SealingKey: p.sealing.Public(),
-		},
+		Conn:   p.conn,
+		Agent:  p.cfg.Agent.Name,
 		Status: func() ([]byte, error) { return json.Marshal(p.agent.Status()) },
 	}
 }

@@ -91,7 +91,7 @@ func TestCommandsCallTheAPI(t *testing.T) {
 				"s    a&b  c       2026-01-01T00:00:00Z  -          2026-01-01T00:00:01Z  closed 2026-01-01T00:00:02Z\n"},
 		{"sessions revoke s", "", `{"seq":1}`, `DELETE /admin/v1/sessions/s T`, "revoked session s\n"},
 		{"agents list", "", `{"agents":[{"name":"\u001b[2J","version":"v1","epoch":1,"seq":2}]}`, `GET /admin/v1/agents T`,
-			"AGENT      VERSION  EPOCH  SEQ  SEEN  REGISTERED\n\"\\x1b[2J\"  v1       1      2    -     -\n"},
+			"AGENT      VERSION  EPOCH  SEQ  SEEN  JOINED  REMOVED\n\"\\x1b[2J\"  v1       1      2    -     -       -\n"},
 		{"agents remove a", "", ``, `DELETE /admin/v1/agents/a T`, "removed agent a\n"},
 	} {
 		addr, last := api(t, http.StatusOK, test.answer)

@@ -19,6 +19,7 @@ type Config struct {
 	DataDir   string `toml:"data_dir" help:"folder of all state, 0700"`
 	LogLevel  string `toml:"log_level" help:"trace, debug, info, warn or error"`
 	LogFormat string `toml:"log_format" help:"text or json"`
+	Insecure  bool   `toml:"insecure" help:"listen in clear beyond loopback where no TLS is configured"`
 
 	Issuer IssuerConfig `toml:"issuer"`
 	Keys   KeysConfig   `toml:"keys"`
@@ -27,6 +28,10 @@ type Config struct {
 
 	// loginLimit is how many attempts a minute one user name has, 0: any number. It is no key: only dev has none.
 	loginLimit int
+
+	// masterKeyFile is where the master key lies, "": in data_dir. It is no key, so that no file of the configuration
+	// says it: a variable does, or systemd.
+	masterKeyFile string
 
 	// origin says where a key was set: "config.toml:14", "SIDEKEY_AGENT_LISTEN" or "--agent-listen". A key that is
 	// not in it has its default.
@@ -46,6 +51,8 @@ type IssuerConfig struct {
 	RefreshGrace    time.Duration `toml:"refresh_grace" help:"how long the retry of a refresh gets the same answer"`
 	MaxSessions     int           `toml:"max_sessions" help:"open sessions of one user"`
 	OpsListen       string        `toml:"ops_listen" help:"address of the issuer's health and metrics (default issuer.listen)"`
+	TLSCert         string        `toml:"tls_cert" help:"certificate chain (PEM) of listen and admin_listen; a changed file is read again"`
+	TLSKey          string        `toml:"tls_key" help:"its private key (PEM)"`
 }
 
 // KeysConfig is the [keys] table: the ring of signing keys.
@@ -59,8 +66,12 @@ type KeysConfig struct {
 // BusConfig is the [bus] table: the NATS server that carries the log.
 type BusConfig struct {
 	Listen      string   `toml:"listen" help:"address of the embedded NATS server"`
+	Advertise   []string `toml:"advertise" help:"URLs under which agents reach the embedded server (default bus.listen, or bus.urls)"`
+	TLSCert     string   `toml:"tls_cert" help:"certificate chain (PEM) of the embedded server (default from a CA of its own, beyond loopback)"`
+	TLSKey      string   `toml:"tls_key" help:"its private key (PEM)"`
+	CA          string   `toml:"ca" help:"CA (PEM) that the bus's certificates come from, where the system does not know it"`
 	URLs        []string `toml:"urls" help:"servers of an existing NATS, instead of the embedded one"`
-	Credentials string   `toml:"credentials" help:"file with the credentials for the bus"`
+	Credentials string   `toml:"credentials" help:"file (.creds) with an issuer's credentials for an existing NATS"`
 	MonitorURL  string   `toml:"monitor_url" help:"monitoring URL of an existing NATS, to check that it syncs"`
 }
 
@@ -72,6 +83,9 @@ type AgentConfig struct {
 	MaxStaleness time.Duration `toml:"max_staleness" help:"how old the agent's knowledge may become: the length of its lease"`
 	OnStale      string        `toml:"on_stale" help:"what the agent does without a lease: refuse or serve"`
 	Listen       []string      `toml:"listen" help:"addresses of the agent's HTTP API"`
+	TLSListen    []string      `toml:"tls_listen" help:"addresses of the agent's HTTP API over TLS"`
+	TLSCert      string        `toml:"tls_cert" help:"certificate chain (PEM) of tls_listen; a changed file is read again"`
+	TLSKey       string        `toml:"tls_key" help:"its private key (PEM)"`
 	OpsListen    string        `toml:"ops_listen" help:"address of the agent's health, metrics and status (default agent.listen)"`
 	Audiences    []string      `toml:"audiences" help:"aud that this agent accepts (default the issuer's own)"`
 	Leeway       time.Duration `toml:"leeway" help:"clock difference that is forgiven"`
@@ -132,13 +146,16 @@ func (c *Config) resolve() {
 	known := err == nil
 	if c.Issuer.URL == "" && known && listen.reachable() {
 		c.Issuer.URL = "http://" + c.Issuer.Listen
+		if c.Issuer.TLSCert != "" {
+			c.Issuer.URL = "https://" + c.Issuer.Listen
+		}
 	}
 	if c.Issuer.Audience == "" {
 		c.Issuer.Audience = c.Issuer.URL
 	}
 	if c.Issuer.AdminListen == "" {
 		c.Issuer.AdminListen = "unix:" + filepath.Join(c.DataDir, "admin.sock")
-		if known && listen.loopback() {
+		if known && listen.loopback() && c.Issuer.TLSCert == "" {
 			c.Issuer.AdminListen = c.Issuer.Listen
 		}
 	}

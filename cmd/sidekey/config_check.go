@@ -84,7 +84,37 @@ func (c *Config) validateIssuer() error {
 	if slices.Contains(ownClaims, is.UserIDClaim) {
 		return c.fault("issuer.user_id_claim", "%q has another meaning in a token; take another name", is.UserIDClaim)
 	}
+	if err := c.validateTLS("issuer", is.TLSCert, is.TLSKey); err != nil {
+		return err
+	}
+	if is.TLSCert == "" {
+		for _, a := range [][2]string{{"issuer.listen", is.Listen}, {"issuer.admin_listen", is.AdminListen}} {
+			if err := c.validateClear(a[0], a[1], "set issuer.tls_cert and issuer.tls_key"); err != nil {
+				return err
+			}
+		}
+	}
 	return c.validateLifetimes()
+}
+
+// validateTLS holds that a certificate comes with its key.
+func (c *Config) validateTLS(table, cert, key string) error {
+	if cert != "" && key == "" {
+		return c.fault(table+".tls_key", "set it too: %s.tls_cert is of no use without its key", table)
+	}
+	if cert == "" && key != "" {
+		return c.fault(table+".tls_cert", "set it too: %s.tls_key is of no use without its certificate", table)
+	}
+	return nil
+}
+
+// validateClear refuses to listen in clear where others on the network can listen in.
+func (c *Config) validateClear(key, address, instead string) error {
+	l, err := parseListen(address)
+	if err != nil || l.loopback() || c.Insecure {
+		return nil // a wrong address has been refused before
+	}
+	return c.fault(key, "refusing to listen on %q in clear: tokens could be read on the way; %s, listen on loopback behind a proxy with TLS, or set insecure = true", address, instead)
 }
 
 func (c *Config) validateLifetimes() error {
@@ -129,9 +159,16 @@ func (c *Config) validateBus() error {
 	if err != nil {
 		return c.fault("bus.listen", "%v", err)
 	}
-	if listen.network != "tcp" || !listen.loopback() {
-		return c.fault("bus.listen", "want a loopback address, got %q: the embedded bus has no TLS; "+
-			"for agents on other hosts run a NATS server of your own and name it in bus.urls", c.Bus.Listen)
+	if listen.network != "tcp" {
+		return c.fault("bus.listen", "want host:port, got %q", c.Bus.Listen)
+	}
+	if err := c.validateTLS("bus", c.Bus.TLSCert, c.Bus.TLSKey); err != nil {
+		return err
+	}
+	for _, u := range c.Bus.Advertise {
+		if err := checkURL(u, "nats", "tls"); err != nil {
+			return c.fault("bus.advertise", "%v", err)
+		}
 	}
 	for _, u := range c.Bus.URLs {
 		if err := checkURL(u, "nats", "tls"); err != nil {
@@ -161,6 +198,22 @@ func (c *Config) validateAgent() error {
 		if _, err := parseListen(address); err != nil {
 			return c.fault("agent.listen", "%v", err)
 		}
+	}
+	for _, address := range ag.Listen {
+		if err := c.validateClear("agent.listen", address, "use agent.tls_listen"); err != nil {
+			return err
+		}
+	}
+	for _, address := range ag.TLSListen {
+		if _, err := parseListen(address); err != nil {
+			return c.fault("agent.tls_listen", "%v", err)
+		}
+	}
+	if err := c.validateTLS("agent", ag.TLSCert, ag.TLSKey); err != nil {
+		return err
+	}
+	if len(ag.TLSListen) > 0 && ag.TLSCert == "" {
+		return c.fault("agent.tls_listen", "set agent.tls_cert and agent.tls_key too")
 	}
 	if _, err := parseListen(ag.OpsListen); err != nil {
 		return c.fault("agent.ops_listen", "%v", err)

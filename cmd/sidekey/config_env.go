@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,9 +15,12 @@ const (
 	envToken     = "SIDEKEY_TOKEN"      // the admin token; other processes of the user can see it
 	envTokenFile = "SIDEKEY_TOKEN_FILE" // a file that holds the admin token
 	envConfig    = "SIDEKEY_CONFIG"     // what --config says
+
+	envMasterKeyFile = "SIDEKEY_MASTER_KEY_FILE" // the file that holds the issuers' master key
+	envCredentials   = "CREDENTIALS_DIRECTORY"   // of systemd (LoadCredential=)
 )
 
-var ownVariables = []string{envAddr, envToken, envTokenFile, envConfig}
+var ownVariables = []string{envAddr, envToken, envTokenFile, envConfig, envMasterKeyFile}
 
 // serviceLinks are the variables that Kubernetes puts into every pod beside a Service named "sidekey" or
 // "sidekey-...": nobody wrote them, so they are passed over.
@@ -53,6 +58,20 @@ func applyEnviron(c *Config, fields []field, environ []string) error {
 		c.origin[f.key] = name
 	}
 	return nil
+}
+
+// findMasterKey says where the environment has the master key, "" where it has none.
+func findMasterKey(environ []string) string {
+	if path := lookupEnv(environ, envMasterKeyFile); path != "" {
+		return path
+	}
+	if dir := lookupEnv(environ, envCredentials); dir != "" {
+		path := filepath.Join(dir, masterKeyFile)
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	return ""
 }
 
 // lookupEnv is the value of a variable in environ, "" when it is not set. The last one counts, as in a shell.

@@ -52,6 +52,7 @@ func loadConfig(base Config, from sources) (Config, error) {
 		}
 		c.origin[f.key] = f.flag()
 	}
+	c.masterKeyFile = findMasterKey(from.environ)
 	c.resolve()
 	if err := c.validate(); err != nil {
 		return Config{}, err
@@ -199,6 +200,8 @@ func (f field) kind() string {
 		return "duration"
 	case int:
 		return "number"
+	case bool:
+		return "true or false"
 	case []string:
 		return "list"
 	default:
@@ -217,6 +220,11 @@ func (f field) setText(text string) error {
 			return fmt.Errorf("want a whole number, got %q", text)
 		}
 		*p = n
+	case *bool:
+		if text != "true" && text != "false" {
+			return fmt.Errorf("want true or false, got %q", text)
+		}
+		*p = text == "true"
 	case *time.Duration:
 		return setDuration(p, text)
 	case *[]string:
@@ -245,6 +253,12 @@ func (f field) setTOML(value any) error {
 			return nil
 		}
 		return fmt.Errorf("want a whole number, got %s", tomlKind(value))
+	case *bool:
+		if b, ok := value.(bool); ok {
+			*p = b
+			return nil
+		}
+		return fmt.Errorf("want true or false, got %s", tomlKind(value))
 	case *time.Duration:
 		if s, ok := value.(string); ok {
 			return setDuration(p, s)

@@ -84,7 +84,7 @@ func TestDerivedDefaults(t *testing.T) {
 			t.Errorf("default: got %q, want %q", pair[0], pair[1])
 		}
 	}
-	c = load("SIDEKEY_ISSUER_LISTEN=10.0.0.5:80", "SIDEKEY_DATA_DIR=/srv")
+	c = load("SIDEKEY_ISSUER_LISTEN=10.0.0.5:80", "SIDEKEY_DATA_DIR=/srv", "SIDEKEY_INSECURE=true")
 	if got, want := c.Issuer.AdminListen, "unix:/srv/admin.sock"; got != want {
 		t.Errorf("admin_listen beside a listener beyond loopback: got %q, want %q", got, want)
 	}
@@ -165,7 +165,16 @@ func TestConfigErrors(t *testing.T) {
 		{"[issuer]\nurl = \"http://id.example/\"", `c.toml:2: issuer.url: want no slash at the end of "http://id.example/"`},
 		{"[issuer]\nurl = \"http://id.example?a\"", `c.toml:2: issuer.url: want a URL without query and fragment`},
 		{"[issuer]\nlisten = \"0.0.0.0:7460\"", `issuer.url: set it: others cannot reach issuer.listen "0.0.0.0:7460" as it is written`},
-		{"[bus]\nlisten = \"10.0.0.5:7463\"", `c.toml:2: bus.listen: want a loopback address, got "10.0.0.5:7463": the embedded bus has no TLS`},
+		{"[bus]\nlisten = \"unix:/bus\"", `c.toml:2: bus.listen: want host:port, got "unix:/bus"`},
+		{"[bus]\ntls_cert = \"c\"", `bus.tls_key: set it too: bus.tls_cert is of no use without its key`},
+		{"[bus]\nadvertise = \"bus:1\"", `c.toml:2: bus.advertise: want a URL that begins with nats:// or tls://`},
+		{"[issuer]\nlisten = \"10.0.0.5:80\"", `c.toml:2: issuer.listen: refusing to listen on "10.0.0.5:80" in clear`},
+		{"[issuer]\nadmin_listen = \"10.0.0.5:80\"", `c.toml:2: issuer.admin_listen: refusing to listen on "10.0.0.5:80" in clear`},
+		{"[issuer]\ntls_key = \"k\"", `issuer.tls_cert: set it too: issuer.tls_key is of no use without its certificate`},
+		{"[agent]\nlisten = \":7461\"", `c.toml:2: agent.listen: refusing to listen on ":7461" in clear: tokens could be read on the way; use agent.tls_listen`},
+		{"[agent]\ntls_listen = \":7462\"", `c.toml:2: agent.tls_listen: set agent.tls_cert and agent.tls_key too`},
+		{"insecure = 1", `c.toml:1: insecure: want true or false, got a number`},
+		{"insecure = \"yes\"", `c.toml:1: insecure: want true or false, got text`},
 		{"[bus]\nurls = \"nats://u:hunter2@h\"", `c.toml:2: bus.urls: want no user or password in the URL`},
 		{"[bus]\nurls = \"http://h\"", `c.toml:2: bus.urls: want a URL that begins with nats:// or tls://, got "http://h"`},
 		{"[bus]\nmonitor_url = \"http://h\"", `c.toml:2: bus.monitor_url: is for an existing NATS: set bus.urls too`},

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/issuer"
 )
 
@@ -44,22 +46,16 @@ func (a *app) runDev(ctx context.Context, cfg Config, log hclog.Logger) error {
 	if err := makeDataDir("data_dir", cfg.DataDir); err != nil {
 		return err
 	}
-	iss, err := openIssuer(ctx, cfg, log)
+	iss, err := openIssuer(ctx, cfg, nil, log)
 	if err != nil {
 		return err
 	}
 	defer iss.close()
-	ag, err := openAgent(cfg, log, iss.server)
-	if err != nil {
-		return err
-	}
-	defer ag.close()
-
 	g, ctx := errgroup.WithContext(ctx)
 	up := make(chan struct{}, 2)
 	ready := func() { up <- struct{}{} }
 	g.Go(func() error { return iss.run(ctx, ready) })
-	g.Go(func() error { return ag.run(ctx, ready) })
+	g.Go(func() error { return runDevAgent(ctx, cfg, log, iss, ready) })
 	g.Go(func() error {
 		for range 2 {
 			select {
@@ -74,6 +70,22 @@ func (a *app) runDev(ctx context.Context, cfg Config, log hclog.Logger) error {
 		return a.greet(cfg)
 	})
 	return g.Wait()
+}
+
+// runDevAgent runs the one agent, which joins the way every agent does, within this process.
+func runDevAgent(ctx context.Context, cfg Config, log hclog.Logger, iss *issuerProcess, ready func()) error {
+	ag, err := openAgent(cfg, log, func(p *agentProcess) (*bus.Identity, error) {
+		dir := filepath.Join(p.cfg.Agent.DataDir, identityDir)
+		if err := iss.joinHere(ctx, p.cfg.Agent.Name, dir); err != nil {
+			return nil, err
+		}
+		return bus.ReadIdentity(dir)
+	}, iss.server)
+	if err != nil {
+		return err
+	}
+	defer ag.close()
+	return ag.run(ctx, ready)
 }
 
 // addDevUser makes the user where it is absent.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
@@ -9,20 +8,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
-	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/replica"
-	"github.com/sidekey/sidekey/keyring"
 )
 
-// The files of an issuer's data_dir beside the bus's own, and of an agent's.
+// The files of an issuer's data_dir beside the bus's own.
 const (
 	masterKeyFile  = "master.key"  // the issuers': seals all state
 	adminTokenFile = "admin.token" // the cluster's, for its operator
-	sealingKeyFile = "sealing.key" // one agent's: HS256 secrets are sealed to it
-	signingKeyFile = "signing.key" // one agent's: signs its lease requests and acknowledgements
 	lockFile       = "lock"        // held by the one process that uses the folder
 )
 
@@ -36,74 +30,6 @@ func readOrMake(path string, fresh func() ([]byte, error)) ([]byte, error) {
 		return nil, err
 	}
 	return text, replica.WriteFile(path, text)
-}
-
-// openMasterKey reads the master key, and makes it at the first start.
-func openMasterKey(dir string) (*keyring.MasterKey, error) {
-	path := filepath.Join(dir, masterKeyFile)
-	text, err := readOrMake(path, func() ([]byte, error) { return append(keyring.NewMasterKey().Text(), '\n'), nil })
-	if err != nil {
-		return nil, fmt.Errorf("opening the master key: %w", err)
-	}
-	key, err := keyring.ParseMasterKey(text)
-	if err != nil {
-		return nil, fmt.Errorf("reading the master key %s: %w; put the right file back: without it nothing of the state can be opened", path, err)
-	}
-	return key, nil
-}
-
-// openSealingKey reads an agent's sealing key, and makes it at its first start.
-func openSealingKey(dir string) (*keyring.SealingKey, error) {
-	path := filepath.Join(dir, sealingKeyFile)
-	text, err := readOrMake(path, func() ([]byte, error) {
-		key, err := keyring.GenerateSealingKey()
-		if err != nil {
-			return nil, err
-		}
-		return []byte(base64.RawStdEncoding.EncodeToString(key.Private()) + "\n"), nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("opening the sealing key: %w", err)
-	}
-	private, err := base64.RawStdEncoding.DecodeString(strings.TrimSpace(string(text)))
-	if err == nil {
-		var key *keyring.SealingKey
-		if key, err = keyring.ParseSealingKey(private); err == nil {
-			return key, nil
-		}
-	}
-	return nil, fmt.Errorf("reading the sealing key %s: %w; remove it, and the agent registers with a new one", path, err)
-}
-
-// openSigningKey reads an agent's signing key, and makes it at its first start.
-func openSigningKey(dir string) (ed25519.PrivateKey, error) {
-	path := filepath.Join(dir, signingKeyFile)
-	text, err := readOrMake(path, func() ([]byte, error) {
-		_, key, err := ed25519.GenerateKey(nil)
-		return []byte(base64.RawStdEncoding.EncodeToString(key.Seed()) + "\n"), err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("opening the signing key: %w", err)
-	}
-	seed, err := base64.RawStdEncoding.DecodeString(strings.TrimSpace(string(text)))
-	if err != nil || len(seed) != ed25519.SeedSize {
-		return nil, fmt.Errorf("reading the signing key %s: it is damaged; remove it, and the agent of that name (sidekey agents remove), and start again", path)
-	}
-	return ed25519.NewKeyFromSeed(seed), nil
-}
-
-// readAuthority reads the key that signs the log, which lies beside the bus credentials.
-func readAuthority(credentials string) (keyring.AuthorityKey, error) {
-	path := filepath.Join(filepath.Dir(credentials), bus.AuthorityFile)
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading the authority's key: %w; copy %s from the issuer's data_dir, together with %s", err, bus.AuthorityFile, bus.AgentSeedFile)
-	}
-	key, err := keyring.ParseAuthorityKey(strings.TrimSpace(string(text)))
-	if err != nil {
-		return nil, fmt.Errorf("reading the authority's key %s: %w; copy it from the issuer's data_dir again", path, err)
-	}
-	return key, nil
 }
 
 // writePublished writes a file that others copy from the data_dir, if its content is not there already.

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/sidekey/sidekey/bus"
 )
 
 // listen opens the address that the configuration has under key. A unix socket gets mode, and one that a process
@@ -90,8 +92,8 @@ func serve(ctx context.Context, srv *http.Server, ln net.Listener, grace time.Du
 	return <-drained // Serve returns as Shutdown begins; the drain is what we wait for
 }
 
-// makeDataDir makes the folder of the state, for this user alone, and proves that it can be written. key names it in
-// errors.
+// makeDataDir makes the folder of the state, for this user alone, and proves that it can be written. One that is there
+// and that others may enter, or with a file that others may read, is refused. key names it in errors.
 func makeDataDir(key, dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return dataDirError(key, dir, err)
@@ -100,10 +102,11 @@ func makeDataDir(key, dir string) error {
 	if err != nil {
 		return dataDirError(key, dir, err)
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		if err := os.Chmod(dir, 0o700); err != nil {
-			return dataDirError(key, dir, err)
-		}
+	if !info.IsDir() {
+		return dataDirError(key, dir, syscall.ENOTDIR)
+	}
+	if err := bus.CheckPrivate(dir); err != nil {
+		return fmt.Errorf("%s: %w", key, err)
 	}
 	probe, err := os.CreateTemp(dir, ".probe-*")
 	if err != nil {

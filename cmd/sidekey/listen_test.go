@@ -109,11 +109,14 @@ func TestMakeDataDir(t *testing.T) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := makeDataDir("data_dir", dir); err != nil {
+	if err, want := makeDataDir("data_dir", dir), "data_dir: refusing "+dir+": others may use it (mode 0755); run: chmod 700 "+dir; err == nil || err.Error() != want {
+		t.Errorf("a loose folder: got %v, want %s", err, want)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
-		t.Errorf("mode: got %v (%v), want 0700", info.Mode(), err)
+	if err := makeDataDir("data_dir", dir); err != nil {
+		t.Fatal(err)
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
 		t.Errorf("left behind: %v (%v)", entries, err)

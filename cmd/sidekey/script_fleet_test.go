@@ -33,6 +33,16 @@ func scriptFleet(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// scriptInvite does what an operator does for a new agent.
+func scriptInvite(ts *testscript.TestScript, neg bool, args []string) {
+	refuseNeg(ts, neg)
+	if len(args) != 1 {
+		ts.Fatalf("usage: invite NAME")
+	}
+	ts.Check(ts.Exec("sidekey", "agents", "add", args[0]))
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".token"), []byte(ts.ReadFile("stdout")), 0o600))
+}
+
 // proxy passes TCP connections on to an address, until it is cut. It stands for the network between agent and bus.
 type proxy struct {
 	target string

@@ -65,6 +65,7 @@ func runtimeDir(env *testscript.Env) error {
 //	login PREFIX URL USER PASSWORD     logs in; sets PREFIX_ACCESS and PREFIX_REFRESH
 //	fleet                              sets ISSUER, ONE, TWO (URLs) and BUS, ONE_LISTEN, TWO_LISTEN (addresses), and
 //	                                   the SIDEKEY_ variables that put an issuer and its bus there
+//	invite NAME                        writes a join token for an agent to $WORK/NAME.token
 //	proxy NAME ADDRESS                 passes TCP on to ADDRESS; sets NAME to its own
 //	cut NAME, mend NAME                ends a proxy's connections and takes no more, until mended
 //
@@ -79,6 +80,7 @@ func scriptCommands() map[string]func(ts *testscript.TestScript, neg bool, args 
 		"jsonget":    scriptJSONGet,
 		"login":      scriptLogin,
 		"fleet":      scriptFleet,
+		"invite":     scriptInvite,
 		"proxy":      scriptProxy,
 		"cut":        scriptCut,
 		"mend":       scriptMend,

@@ -1,0 +1,187 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// Remove strikes a member off: its record says so, its credential is revoked, its connections are
+// closed at once, and its unused tokens are void. ErrNotFound: nobody of that name, or removed before.
+func (e *Enrolment) Remove(ctx context.Context, role Role, name string) error {
+	bucket := e.members(role)
+	for {
+		m, rev, err := readMember(ctx, bucket, name)
+		if err != nil {
+			return err
+		}
+		if m.Removed() {
+			return fmt.Errorf("%w: %s %q was removed at %s", ErrNotFound, role, name, time.Unix(m.RemovedAt, 0).UTC().Format(time.RFC3339))
+		}
+		m.RemovedAt = time.Now().Unix()
+		err = writeMember(ctx, bucket, m, rev)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, ErrConflict) {
+			return err
+		}
+	}
+	if e.cfg.OnChange != nil {
+		e.cfg.OnChange()
+	}
+	if err := e.voidTokens(ctx, role, name); err != nil {
+		return err
+	}
+	if e.cfg.Keys == nil {
+		return nil // its credential is somebody else's
+	}
+	return e.applyRemovals(ctx)
+}
+
+// voidTokens takes back the tokens of a name that nobody has used.
+func (e *Enrolment) voidTokens(ctx context.Context, role Role, name string) error {
+	recs, err := e.cfg.Joins.List(ctx, "")
+	if err != nil {
+		return err
+	}
+	for _, rec := range recs {
+		var inv invitation
+		if json.Unmarshal(rec.Value, &inv) != nil || inv.Role != role || inv.Name != name || inv.Used != 0 {
+			continue
+		}
+		if err := e.cfg.Joins.Delete(ctx, rec.Name, rec.Revision); err != nil && !errors.Is(err, ErrConflict) {
+			return err
+		}
+	}
+	return nil
+}
+
+// applyTold applies what another issuer has removed.
+func (e *Enrolment) applyTold() {
+	ctx, cancel := context.WithTimeout(context.Background(), joinWithin)
+	defer cancel()
+	if err := e.applyRemovals(ctx); err != nil {
+		e.cfg.Logger.Error("could not cut off whom another issuer removed", "error", err)
+	}
+}
+
+// applyRemovals makes the bus's accounts refuse everybody who was removed. Without the operator's
+// key it asks the issuer that has it.
+func (e *Enrolment) applyRemovals(ctx context.Context) error {
+	if !e.cfg.Keys.Operates() {
+		if err := e.cfg.Conn.nc.Publish(e.cfg.Conn.subjects.removed(), nil); err != nil {
+			return fmt.Errorf("telling the issuer that has the bus's keys of a removal: %w", err)
+		}
+		return nil
+	}
+	e.cut.Lock()
+	defer e.cut.Unlock()
+	revoked, err := ReadRevoked(e.cfg.Revoked)
+	if err != nil {
+		return err
+	}
+	known := len(revoked)
+	for _, bucket := range []*Bucket{e.cfg.Agents, e.cfg.Issuers} {
+		members, err := listMembers(ctx, bucket)
+		if err != nil {
+			return err
+		}
+		for _, m := range members {
+			revoked = append(revoked, m.Former...)
+			if m.Removed() {
+				revoked = append(revoked, m.Nkey)
+			}
+		}
+	}
+	revoked = sortedSet(revoked)
+	if e.cfg.Revoked != "" && len(revoked) != known {
+		text, err := json.Marshal(revoked)
+		if err != nil {
+			return err
+		}
+		if err := WriteFile(e.cfg.Revoked, append(text, '\n')); err != nil {
+			return fmt.Errorf("writing the list of removed credentials: %w", err)
+		}
+	}
+	if e.cfg.Server != nil {
+		return e.cfg.Server.Revoke(revoked)
+	}
+	if len(revoked) == 0 {
+		return nil
+	}
+	return e.cfg.Conn.pushAccounts(ctx, e.cfg.Keys, revoked)
+}
+
+// ReadRevoked reads the nkeys that were revoked before, for a server that starts; none where the
+// file is absent or has no name.
+func ReadRevoked(path string) ([]string, error) {
+	text, err := os.ReadFile(path)
+	if path == "" || errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	var revoked []string
+	if err == nil {
+		err = json.Unmarshal(text, &revoked)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the list of removed credentials %s: %w; remove it, and it is made anew", path, err)
+	}
+	return revoked, nil
+}
+
+// pushAccounts hands the accounts to a server elsewhere, which spreads them in its cluster.
+func (c *Conn) pushAccounts(ctx context.Context, keys *Keys, revoked []string) error {
+	user, err := keys.SystemUser()
+	if err != nil {
+		return err
+	}
+	cfg := c.cfg
+	cfg.User, cfg.Credentials, cfg.Name = user, "", cfg.Name+" (accounts)"
+	sys, err := Connect(cfg)
+	if err != nil {
+		return err
+	}
+	defer sys.Close()
+	if err := sys.Await(ctx); err != nil {
+		return err
+	}
+	accounts, err := keys.accounts(revoked)
+	if err != nil {
+		return err
+	}
+	for _, a := range accounts {
+		if err := sys.pushAccount(ctx, a); err != nil {
+			return fmt.Errorf("changing account %s on the bus: %w; has the server the resolver that `sidekey bus export` writes (type: full)?", a.name, err)
+		}
+	}
+	return nil
+}
+
+func (c *Conn) pushAccount(ctx context.Context, a account) error {
+	return retry(ctx, func(ctx context.Context) error {
+		m, err := c.nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: "$SYS.REQ.CLAIMS.UPDATE", Data: []byte(a.token)})
+		if err != nil {
+			return err
+		}
+		var ans struct {
+			Data  *struct{ Code int }
+			Error *struct {
+				Code        int
+				Description string
+			}
+		}
+		if err := json.Unmarshal(m.Data, &ans); err != nil {
+			return err
+		}
+		if ans.Error != nil {
+			return fmt.Errorf("the server answered: %s (%d)", ans.Error.Description, ans.Error.Code)
+		}
+		return nil
+	})
+}

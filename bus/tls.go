@@ -1,0 +1,190 @@
+package bus
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"sync"
+	"time"
+)
+
+// How long certificates live: the CA as long as anybody keeps one, a server's until it is made anew.
+const (
+	caLifetime     = 30 * 365 * 24 * time.Hour
+	serverLifetime = 30 * 24 * time.Hour
+)
+
+// newCA makes the certificate authority of a bus, ECDSA on P-256.
+func newCA(now time.Time) (*x509.Certificate, *ecdsa.PrivateKey, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("making the bus's CA: %w", err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: "sidekey bus CA"},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(caLifetime),
+		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("making the bus's CA: %w", err)
+	}
+	ca, err := x509.ParseCertificate(der)
+	return ca, key, err
+}
+
+func serial() *big.Int {
+	var b [16]byte
+	rand.Read(b[:]) // never fails: crypto/rand ends the process instead
+	return new(big.Int).SetBytes(b[:])
+}
+
+// CAPEM is the CA's certificate, which agents pin.
+func (k *Keys) CAPEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: k.ca.Raw})
+}
+
+// ServerTLS is the TLS of a server under these names (host names and IP addresses). Its certificate
+// is made now, and anew before it expires; the CA is sent behind it, for those who know only the
+// CA's fingerprint.
+func (k *Keys) ServerTLS(names []string) (*tls.Config, error) {
+	if k.caKey == nil {
+		return nil, errors.New("making a certificate for the bus: the CA's key is with the issuer that made this bus")
+	}
+	m := &certMaker{keys: k, names: names}
+	if _, err := m.get(nil); err != nil {
+		return nil, err
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: m.get}, nil
+}
+
+// ServerCertificate makes one certificate and its key, in PEM, for a server elsewhere.
+func (k *Keys) ServerCertificate(names []string, lifetime time.Duration) (cert, key []byte, err error) {
+	if k.caKey == nil {
+		return nil, nil, errors.New("making a certificate for the bus: the CA's key is with the issuer that made this bus")
+	}
+	c, err := k.makeCertificate(names, lifetime)
+	if err != nil {
+		return nil, nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a certificate for the bus: %w", err)
+	}
+	var chain bytes.Buffer
+	for _, raw := range c.Certificate {
+		pem.Encode(&chain, &pem.Block{Type: "CERTIFICATE", Bytes: raw}) //nolint:errcheck // a buffer takes all
+	}
+	return chain.Bytes(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+func (k *Keys) makeCertificate(names []string, lifetime time.Duration) (*tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("making a certificate for the bus: %w", err)
+	}
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: "sidekey bus"},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(lifetime),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	for _, name := range sortedSet(names) {
+		if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else if name != "" {
+			template.DNSNames = append(template.DNSNames, name)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, k.ca, key.Public(), k.caKey)
+	if err != nil {
+		return nil, fmt.Errorf("making a certificate for the bus: %w", err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("making a certificate for the bus: %w", err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der, k.ca.Raw}, PrivateKey: key, Leaf: leaf}, nil
+}
+
+// certMaker keeps a server's certificate young.
+type certMaker struct {
+	keys  *Keys
+	names []string
+
+	mu  sync.Mutex
+	cur *tls.Certificate
+}
+
+func (m *certMaker) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.cur == nil || time.Until(m.cur.Leaf.NotAfter) < serverLifetime/2 {
+		c, err := m.keys.makeCertificate(m.names, serverLifetime)
+		if err != nil {
+			return nil, err
+		}
+		m.cur = c
+	}
+	return m.cur, nil
+}
+
+// clientTLS believes servers whose certificate comes from a CA (PEM; nil: the system's).
+func clientTLS(ca []byte) (*tls.Config, error) {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	if len(ca) > 0 {
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM(ca) {
+			return nil, errors.New("reading the bus's CA: it is no certificate in PEM")
+		}
+	}
+	return cfg, nil
+}
+
+// pinnedTLS believes servers whose certificate comes from the CA with this fingerprint, which the
+// server itself sends.
+func pinnedTLS(fingerprint []byte) *tls.Config {
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		InsecureSkipVerify: true, // VerifyConnection does it, against the pinned CA
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			for _, c := range cs.PeerCertificates {
+				if sum := sha256.Sum256(c.Raw); !bytes.Equal(sum[:], fingerprint) {
+					continue
+				}
+				roots := x509.NewCertPool()
+				roots.AddCert(c)
+				between := x509.NewCertPool()
+				for _, other := range cs.PeerCertificates[1:] {
+					between.AddCert(other)
+				}
+				_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: cs.ServerName})
+				return err
+			}
+			return errors.New("the server's certificate does not come from the CA that the join token names")
+		},
+	}
+}
+
+// caFingerprint is what a join token pins of a CA in PEM; nil for none.
+func caFingerprint(ca []byte) ([]byte, error) {
+	if len(ca) == 0 {
+		return nil, nil
+	}
+	block, _ := pem.Decode(ca)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, errors.New("reading the bus's CA: it is no certificate in PEM")
+	}
+	sum := sha256.Sum256(block.Bytes)
+	return sum[:], nil
+}

@@ -1,0 +1,294 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// What joining leaves in an agent's or an issuer's data_dir, and what the issuer keeps there of those it has cut off.
+const (
+	identityDir = "identity"
+	revokedFile = "bus.revoked"
+)
+
+// joinWithin bounds how long a start waits for an issuer to answer one that joins.
+const joinWithin = 2 * time.Minute
+
+// identify gives the identity in dataDir, and has it join first where a token is given: join names its file, "-" is
+// standard input, "" none. os.ErrNotExist: it has not joined, and is given no token.
+func (a *app) identify(ctx context.Context, role bus.Role, dataDir, join string, urls []string, log hclog.Logger) (*bus.Identity, error) {
+	dir := filepath.Join(dataDir, identityDir)
+	id, err := bus.ReadIdentity(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if err == nil && id.Role != role {
+		return nil, fmt.Errorf("%s is the identity of an %s: give this %s a folder of its own", dir, id.Role, role)
+	}
+	if join == "" {
+		return id, err
+	}
+	token, terr := a.readJoinToken(join)
+	if terr != nil {
+		return nil, terr
+	}
+	if token.Role != role {
+		return nil, fmt.Errorf("joining: the token is for an %s, and this is an %s", token.Role, role)
+	}
+	if err == nil {
+		if id.Join != token.ID {
+			return nil, fmt.Errorf("joining: this %s has joined already, as %q; start it without --join, or remove %s to join anew", role, id.Name, dir)
+		}
+		return id, a.dropJoinToken(join) // it died right after it had joined
+	}
+	if len(urls) > 0 {
+		token.URLs = urls
+	}
+	ctx, cancel := context.WithTimeout(ctx, joinWithin)
+	defer cancel()
+	if id, err = bus.Join(ctx, bus.JoinConfig{Token: token, Dir: dir, Logger: log.Named("bus")}); err != nil {
+		return nil, err
+	}
+	log.Info("joined", "role", string(role), "name", id.Name, "identity", dir)
+	return id, a.dropJoinToken(join)
+}
+
+func (a *app) readJoinToken(join string) (*bus.Token, error) {
+	var text string
+	var err error
+	if join == "-" {
+		text, err = readSecret(a.stdin)
+	} else {
+		text, err = readSecretFile(join)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the join token: %w", err)
+	}
+	return bus.ParseToken([]byte(text))
+}
+
+// dropJoinToken removes the file of a token that is used up.
+func (a *app) dropJoinToken(join string) error {
+	if join == "-" {
+		return nil
+	}
+	if err := os.Remove(join); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing the used join token: %w; remove the file yourself", err)
+	}
+	return nil
+}
+
+// openTrust opens the master key and the keys that say who may use the bus. An issuer that joined has both from there.
+func (p *issuerProcess) openTrust(context.Context) (err error) {
+	if p.identity != nil {
+		p.master, p.keys = p.identity.Master, p.identity.Keys
+		return nil
+	}
+	if p.master, err = openMasterKey(p.cfg); err != nil {
+		return err
+	}
+	path := filepath.Join(p.cfg.DataDir, bus.KeysFile)
+	if len(p.cfg.Bus.URLs) == 0 {
+		p.keys, err = bus.OpenKeys(path, p.master)
+		return err
+	}
+	if p.keys, err = bus.ReadKeys(path, p.master); errors.Is(err, fs.ErrNotExist) {
+		return nil // a NATS that sidekey knows nothing of: it works with what credentials it has
+	}
+	return err
+}
+
+// startBus starts the embedded server.
+func (p *issuerProcess) startBus() error {
+	c := p.cfg.Bus
+	revoked, err := bus.ReadRevoked(filepath.Join(p.cfg.DataDir, revokedFile))
+	if err != nil {
+		return err
+	}
+	cfg := bus.ServerConfig{
+		Listen: c.Listen, Dir: filepath.Join(p.cfg.DataDir, "jetstream"), Keys: p.keys, Revoked: revoked,
+		Names: ownNames(c.Advertise), Insecure: p.cfg.Insecure, Logger: p.log.Named("bus"),
+	}
+	if c.TLSCert != "" {
+		cert, err := openCertificate(c.TLSCert, c.TLSKey, p.log)
+		if err != nil {
+			return fmt.Errorf("bus.tls_cert: %w", err)
+		}
+		cfg.TLS = cert.config()
+	}
+	if p.server, err = bus.StartServer(cfg); err != nil {
+		return err
+	}
+	p.onClose(func() { p.server.Close() })
+	return nil
+}
+
+// ownNames are the names under which others reach this host's bus: those of the URLs, and the host's own.
+func ownNames(urls []string) []string {
+	names := []string{"localhost", "127.0.0.1", "::1"}
+	if host, err := os.Hostname(); err == nil {
+		names = append(names, host)
+	}
+	for _, u := range urls {
+		names = append(names, hostOf(u))
+	}
+	if addrs, err := net.InterfaceAddrs(); err == nil {
+		for _, a := range addrs {
+			if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
+				names = append(names, n.IP.String())
+			}
+		}
+	}
+	return names
+}
+
+func hostOf(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
+}
+
+// reachableURL names this host where the bus listens on every interface.
+func reachableURL(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return address
+	}
+	if ip := net.ParseIP(u.Hostname()); ip != nil && ip.IsUnspecified() {
+		if host, err := os.Hostname(); err == nil {
+			u.Host = net.JoinHostPort(host, u.Port())
+		}
+	}
+	return u.String()
+}
+
+// busConnection is how this issuer reaches the bus.
+func (p *issuerProcess) busConnection() (bus.ConnectConfig, error) {
+	c := bus.ConnectConfig{URLs: p.cfg.Bus.URLs, Server: p.server, Credentials: p.cfg.Bus.Credentials, Name: "issuer " + p.cfg.Agent.Name}
+	var err error
+	if p.identity != nil {
+		c = p.identity.ConnectConfig()
+		if len(p.cfg.Bus.URLs) > 0 {
+			c.URLs = p.cfg.Bus.URLs
+		}
+	} else if c.Credentials == "" && p.keys != nil {
+		c.User, err = p.keys.IssuerUser(p.cfg.Agent.Name)
+	}
+	if p.cfg.Bus.CA != "" && err == nil {
+		if c.CA, err = os.ReadFile(p.cfg.Bus.CA); err != nil {
+			err = fmt.Errorf("reading bus.ca: %w", err)
+		}
+	}
+	c.Logger = p.log.Named("bus")
+	return c, err
+}
+
+// openEnrolment begins to let agents and issuers in.
+func (p *issuerProcess) openEnrolment(ctx context.Context) error {
+	cfg := bus.EnrolConfig{
+		Conn: p.conn, Keys: p.keys, Server: p.server, Authority: p.authority, Master: p.master,
+		Joins: p.buckets[bus.BucketJoins], Agents: p.buckets[bus.BucketAgents], Issuers: p.buckets[bus.BucketIssuers],
+		URLs: p.joinURLs(), Revoked: filepath.Join(p.cfg.DataDir, revokedFile),
+		OnJoin: p.register, OnChange: p.fleet.Touch, Logger: p.log,
+	}
+	var err error
+	switch {
+	case p.cfg.Bus.CA != "":
+		if cfg.CA, err = os.ReadFile(p.cfg.Bus.CA); err != nil {
+			return fmt.Errorf("reading bus.ca: %w", err)
+		}
+	case p.identity != nil:
+		cfg.CA = p.identity.CA
+	case p.server != nil && p.cfg.Bus.TLSCert == "":
+		cfg.CA = p.keys.CAPEM()
+	}
+	if p.enrolment, err = bus.OpenEnrolment(ctx, cfg); err != nil {
+		return err
+	}
+	p.onClose(p.enrolment.Close)
+	return nil
+}
+
+// joinURLs are the addresses of the bus that a join token tells.
+func (p *issuerProcess) joinURLs() []string {
+	switch {
+	case len(p.cfg.Bus.Advertise) > 0:
+		return p.cfg.Bus.Advertise
+	case len(p.cfg.Bus.URLs) > 0:
+		return p.cfg.Bus.URLs
+	case p.identity != nil:
+		return p.identity.URLs
+	}
+	return []string{reachableURL(p.server.URL())}
+}
+
+// register takes an agent in as soon as this issuer can: one that comes while the issuer starts waits.
+func (p *issuerProcess) register(ctx context.Context, m bus.Member) error {
+	select {
+	case <-p.opened:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := awaitReady(ctx, p.issuer.Ready); err != nil {
+		return err
+	}
+	return p.issuer.Register(ctx, m)
+}
+
+// joinHere lets the one agent of `sidekey dev` join, without a token that anybody sees.
+func (p *issuerProcess) joinHere(ctx context.Context, name, dir string) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	text, err := p.enrolment.Invite(ctx, bus.RoleAgent, name, 0)
+	if errors.Is(err, bus.ErrExists) { // its folder was lost
+		if err = p.enrolment.Remove(ctx, bus.RoleAgent, name); err == nil {
+			text, err = p.enrolment.Invite(ctx, bus.RoleAgent, name, 0)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	token, err := bus.ParseToken([]byte(text))
+	if err != nil {
+		return err
+	}
+	_, err = bus.Join(ctx, bus.JoinConfig{Token: token, Dir: dir, Server: p.server, Logger: p.log.Named("bus")})
+	return err
+}
+
+// openMasterKey reads the master key: from where SIDEKEY_MASTER_KEY_FILE or systemd's credentials have it, else from
+// data_dir, where it is made at the first start.
+func openMasterKey(cfg Config) (*keyring.MasterKey, error) {
+	path := cfg.masterKeyFile
+	var text []byte
+	var err error
+	if path != "" {
+		text, err = os.ReadFile(path)
+	} else {
+		path = filepath.Join(cfg.DataDir, masterKeyFile)
+		text, err = readOrMake(path, func() ([]byte, error) { return keyring.NewMasterKey().Text(), nil })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the master key: %w", err)
+	}
+	key, err := keyring.ParseMasterKey(text)
+	if err != nil {
+		return nil, fmt.Errorf("reading the master key %s: %w; put the right file back: without it nothing of the state can be opened", path, err)
+	}
+	return key, nil
+}
