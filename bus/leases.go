@@ -22,15 +22,15 @@ type Spoken struct {
 	Agent     string // the last part of its subject, decoded; whose key must have signed is up to the body
 	Body      []byte
 	Signature []byte
-	reply     *nats.Msg
+	Reply     func(body, signature []byte) error // sends the answer; nil: none is wanted
 }
 
 // Answer answers a request.
 func (s Spoken) Answer(body, signature []byte) error {
-	if s.reply == nil || s.reply.Reply == "" {
+	if s.Reply == nil {
 		return errors.New("answering an agent: it did not ask for an answer")
 	}
-	return s.reply.RespondMsg(&nats.Msg{Data: body, Header: signatureHeader(signature)})
+	return s.Reply(body, signature)
 }
 
 func signatureHeader(signature []byte) nats.Header {
@@ -46,7 +46,13 @@ func spoken(m *nats.Msg, part string) (Spoken, error) {
 	if err != nil || len(m.Data) > maxSpoken {
 		return Spoken{}, fmt.Errorf("%w: a message of %d bytes", ErrForged, len(m.Data))
 	}
-	return Spoken{Agent: agent, Body: m.Data, Signature: sig, reply: m}, nil
+	s := Spoken{Agent: agent, Body: m.Data, Signature: sig}
+	if m.Reply != "" {
+		s.Reply = func(body, signature []byte) error {
+			return m.RespondMsg(&nats.Msg{Data: body, Header: signatureHeader(signature)})
+		}
+	}
+	return s, nil
 }
 
 // AskLease sends an agent's request for a lease and waits for an issuer's answer.
