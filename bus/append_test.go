@@ -121,6 +121,7 @@ func TestTwoLogsAtOnce(t *testing.T) {
 
 // TestLargeAppend: far more facts than are sent at once, in order.
 func TestLargeAppend(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	l := b.Log(t)
 	facts := make([]bus.Fact, 5*bus.WriteBatch+7)
@@ -144,6 +145,7 @@ func TestLargeAppend(t *testing.T) {
 
 // TestServerRestartsUnderWriters: what was acknowledged is there once, what was not at most once.
 func TestServerRestartsUnderWriters(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	l, other := b.Log(t), b.Log(t)
 	w := newWriter()
@@ -186,6 +188,7 @@ func TestServerRestartsUnderWriters(t *testing.T) {
 // TestLostAcknowledgement: an entry whose acknowledgement never came is stored once, and Append
 // tells where; a tick too.
 func TestLostAcknowledgement(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	p := bustest.NewProxy(t, b.Server.URL())
 	l, direct := b.Via(p).Log(t), b.Reader(t)
@@ -249,6 +252,7 @@ func TestLostAcknowledgement(t *testing.T) {
 
 // TestRequestsLost: what never reached the server is sent again, and stands there once.
 func TestRequestsLost(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	p := bustest.NewProxy(t, b.Server.URL())
 	l := b.Via(p).Log(t)
@@ -274,6 +278,7 @@ func TestRequestsLost(t *testing.T) {
 // TestAppendDeadline: while the bus is away an Append ends with its context, and says that the
 // entry's fate is unknown.
 func TestAppendDeadline(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	l := b.Log(t)
 	b.Stop()
@@ -414,10 +419,11 @@ func TestFresh(t *testing.T) {
 // TestLogOfAnotherStream: a stream that was begun anew, or rolled back, under a running issuer is
 // told from its own: appends fail at once, and nothing is written.
 func TestLogOfAnotherStream(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	l := b.Log(t)
 	mustAppend(t, l, revocation("a"), revocation("b"), revocation("c"))
-	owner := operator(t, b, b.Issuer(t))
+	owner := owner(t, b)
 	request(t, owner, "$JS.API.STREAM.DELETE.sidekey_log", "")
 	other := b.Log(t) // makes it anew
 	if _, err := other.Tick(t.Context()); err != nil {
@@ -438,6 +444,7 @@ func TestLogOfAnotherStream(t *testing.T) {
 
 // TestLogGone: a log whose stream is gone is missed by an issuer that knows what stood in it.
 func TestLogGone(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	l := b.Log(t)
 	mustAppend(t, l, revocation("a"), revocation("b"))
@@ -447,7 +454,7 @@ func TestLogGone(t *testing.T) {
 		t.Errorf("Lacks of what is there: got %v, %v", lacks, err)
 	}
 	l.Close()
-	request(t, operator(t, b, b.Issuer(t)), "$JS.API.STREAM.DELETE.sidekey_log", "")
+	request(t, owner(t, b), "$JS.API.STREAM.DELETE.sidekey_log", "")
 	if lacks, err := b.Log(t).Lacks(t.Context(), known); !lacks || err != nil {
 		t.Errorf("Lacks of what is gone: got %v, %v", lacks, err)
 	}

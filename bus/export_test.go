@@ -12,3 +12,6 @@ const (
 	Remembered = remembered
 	WriteBatch = writeBatch
 )
+
+// Subscriptions is how many a connection holds.
+func (c *Conn) Subscriptions() int { return c.nc.NumSubscriptions() }

@@ -168,6 +168,9 @@ func (rd *reading) readBack(ctx context.Context, first bool) error {
 			return err
 		}
 		entries, err := rd.acceptBatch(batch)
+		if errors.Is(err, ErrRollback) {
+			return err // those before are the fork's, as far as anybody knows
+		}
 		if len(entries) > 0 || first && err == nil {
 			if ferr := rd.deliver(entries, pending); ferr != nil {
 				return ferr
