@@ -11,10 +11,14 @@ import (
 
 func (a *app) revokeCommand() *cobra.Command {
 	var token, jti, sid, sub, client, reason string
+	var w waiting
 	cmd := &cobra.Command{
 		Use:   "revoke (--token T | --jti ID | --sid ID | --sub SUB | --client ID)",
 		Short: "Withdraw a token, a session, or all that a user or a client has, everywhere",
-		Args:  cobra.NoArgs,
+		Long: "Withdraw a token, a session, or all that a user or a client has, everywhere. The command returns once the entry is in\n" +
+			"the log. With --wait it returns when no agent can accept it any more: each has applied the entry, or the last lease\n" +
+			"under which it could vouch without knowing the entry has ended.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			body := map[string]any{}
 			for name, value := range map[string]string{"jti": jti, "sid": sid, "sub": sub, "client_id": client, "reason": reason} {
@@ -28,6 +32,9 @@ func (a *app) revokeCommand() *cobra.Command {
 					return err
 				}
 				body["token"] = secret
+			}
+			if w.on {
+				return a.withdraw(cmd, &w, http.MethodPost, "/admin/v1/revocations", body, "revoked")
 			}
 			c, err := a.adminClient()
 			if err != nil {
@@ -58,7 +65,7 @@ func (a *app) revokeCommand() *cobra.Command {
 	}
 	cmd.MarkFlagsOneRequired("token", "jti", "sid", "sub", "client")
 	cmd.MarkFlagsMutuallyExclusive("token", "jti", "sid", "sub", "client")
-	return a.addFormat(cmd)
+	return a.addFormat(a.addWait(cmd, &w))
 }
 
 // refuseEmpty makes `--flag ""` a usage error: it is an unset variable of a script, and must not revoke nothing in
@@ -107,13 +114,14 @@ func (a *app) sessionsCommand() *cobra.Command {
 		},
 	}
 	list.Flags().StringVar(&sub, "sub", "", "only this user's")
+	var w waiting
 	revoke := &cobra.Command{
 		Use:   "revoke SID",
 		Short: "End a session everywhere",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.change(cmd, http.MethodDelete, "/admin/v1/sessions/"+url.PathEscape(args[0]), nil, "revoked session "+args[0])
+			return a.withdraw(cmd, &w, http.MethodDelete, "/admin/v1/sessions/"+url.PathEscape(args[0]), nil, "revoked session "+args[0])
 		},
 	}
-	return group("sessions", "The sessions of users", a.addFormat(list), a.addFormat(revoke))
+	return group("sessions", "The sessions of users", a.addFormat(list), a.addFormat(a.addWait(revoke, &w)))
 }

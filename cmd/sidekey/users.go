@@ -99,6 +99,7 @@ func (a *app) list(cmd *cobra.Command, path string, answer any, table func(*tabw
 
 func (a *app) usersPasswdCommand() *cobra.Command {
 	var password string
+	var w waiting
 	cmd := &cobra.Command{
 		Use:   "passwd NAME",
 		Short: "Set a new password; the user's sessions end everywhere",
@@ -108,34 +109,40 @@ func (a *app) usersPasswdCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.change(cmd, http.MethodPatch, userPath(args[0]), map[string]any{"password": secret},
+			return a.withdraw(cmd, &w, http.MethodPatch, userPath(args[0]), map[string]any{"password": secret},
 				"changed the password of "+args[0])
 		},
 	}
 	cmd.Flags().StringVar(&password, "password", "", "the new password: - reads standard input, @FILE a file")
-	return a.addFormat(cmd)
+	return a.addFormat(a.addWait(cmd, &w))
 }
 
 func (a *app) usersDisableCommand(use, short string, disabled bool) *cobra.Command {
-	return a.addFormat(&cobra.Command{
+	var w waiting
+	cmd := &cobra.Command{
 		Use:   use + " NAME",
 		Short: short,
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.change(cmd, http.MethodPatch, userPath(args[0]), map[string]any{"disabled": disabled}, use+"d user "+args[0])
+			return a.withdraw(cmd, &w, http.MethodPatch, userPath(args[0]), map[string]any{"disabled": disabled}, use+"d user "+args[0])
 		},
-	})
+	}
+	if disabled {
+		a.addWait(cmd, &w)
+	}
+	return a.addFormat(cmd)
 }
 
 func (a *app) usersDeleteCommand() *cobra.Command {
-	return a.addFormat(&cobra.Command{
+	var w waiting
+	return a.addFormat(a.addWait(&cobra.Command{
 		Use:   "delete NAME",
 		Short: "Delete a user and log it out everywhere",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.change(cmd, http.MethodDelete, userPath(args[0]), nil, "deleted user "+args[0])
+			return a.withdraw(cmd, &w, http.MethodDelete, userPath(args[0]), nil, "deleted user "+args[0])
 		},
-	})
+	}, &w))
 }
 
 // change makes one call that alters something and prints the answer, or done where a table is asked for or the
