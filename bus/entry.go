@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"time"
+	"unicode/utf8"
 )
 
 // Kind names what an entry is about; it is the last part of the entry's subject, <prefix>.log.<kind>.
@@ -139,6 +140,8 @@ func (k *KeyFact) check() error {
 	switch {
 	case k.KeyID == "" || len(k.KeyID) > 128:
 		return errors.New(`a key needs a "kid" of 1 to 128 bytes`)
+	case !utf8.ValidString(k.KeyID):
+		return errors.New(`a key's "kid" is not UTF-8`)
 	case k.Alg == "":
 		return fmt.Errorf(`key %q needs an "alg"`, k.KeyID)
 	case k.State == "":
@@ -171,16 +174,18 @@ type Revocation struct {
 func (*Revocation) Kind() Kind { return KindRevoke }
 
 func (r *Revocation) check() error {
-	n, longest := 0, 0
+	n, longest, valid := 0, 0, true
 	for _, id := range []string{r.ID, r.SessionID, r.Subject, r.ClientID} {
 		if id != "" {
 			n++
 		}
-		longest = max(longest, len(id))
+		longest, valid = max(longest, len(id)), valid && utf8.ValidString(id)
 	}
 	switch {
 	case n != 1:
 		return errors.New(`a revocation names exactly one of "jti", "sid", "sub" and "client_id"`)
+	case !valid: // as JSON it would be another id, and revoke nothing
+		return errors.New("a revocation names an id that is not UTF-8")
 	case longest > MaxID:
 		return fmt.Errorf("a revocation names an id of at most %d bytes, not %d", MaxID, longest)
 	case len(r.Reason) > 1024:
