@@ -85,7 +85,8 @@ func NewHolder(cfg HolderConfig) *Holder {
 		if cfg.Mode != Serve {
 			l.Mode = Refuse
 		}
-		if l.Vouches(cfg.Clock()) {
+		// A boot's clock does not go back: one that does is another's, as in a container with a time of its own.
+		if now := cfg.Clock(); l.Begin.Boot <= now.Boot && l.Vouches(now) {
 			h.run, h.floor, h.kept = kept.Run, bus.Cursor{Position: kept.Floor, Chain: kept.FloorChain}, l
 		}
 	}
