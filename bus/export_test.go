@@ -15,3 +15,10 @@ const (
 
 // Subscriptions is how many a connection holds.
 func (c *Conn) Subscriptions() int { return c.nc.NumSubscriptions() }
+
+// JoinStep has a function called between the steps of joining, until the test ends.
+func JoinStep(cleanup func(func()), step func(string) error) {
+	was := joinStep
+	joinStep = step
+	cleanup(func() { joinStep = was })
+}

@@ -170,7 +170,7 @@ func (j *joining) ask(ctx context.Context, cfg JoinConfig) (*Identity, error) {
 		return nil, err
 	}
 	defer c.Close()
-	if err := c.Await(ctx); err != nil {
+	if err := c.awaitJoin(ctx); err != nil {
 		return nil, err
 	}
 	for {
@@ -186,6 +186,23 @@ func (j *joining) ask(ctx context.Context, cfg JoinConfig) (*Identity, error) {
 		cfg.Logger.Warn("no issuer has answered, trying again", "error", err)
 		sleep(ctx, 250*time.Millisecond)
 	}
+}
+
+// awaitJoin is Await, but for refusals that no time mends.
+func (c *Conn) awaitJoin(ctx context.Context) error {
+	for !c.nc.IsConnected() {
+		err := c.nc.LastError()
+		switch {
+		case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):
+			return errors.New("the bus refuses the join token (authorization violation): it has expired, or is of another bus")
+		case errors.Is(err, errNotPinned), errors.Is(err, nats.ErrSecureConnWanted):
+			return err
+		case ctx.Err() != nil:
+			return c.Await(ctx) // it says what to look at
+		}
+		sleep(ctx, 10*time.Millisecond)
+	}
+	return c.Await(ctx)
 }
 
 // take proves an answer by what the token pins, and makes the identity of it.

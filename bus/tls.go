@@ -151,6 +151,8 @@ func clientTLS(ca []byte) (*tls.Config, error) {
 	return cfg, nil
 }
 
+var errNotPinned = errors.New("the server's certificate does not come from the CA that the join token names")
+
 // pinnedTLS believes servers whose certificate comes from the CA with this fingerprint, which the
 // server itself sends.
 func pinnedTLS(fingerprint []byte) *tls.Config {
@@ -168,10 +170,12 @@ func pinnedTLS(fingerprint []byte) *tls.Config {
 				for _, other := range cs.PeerCertificates[1:] {
 					between.AddCert(other)
 				}
-				_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: cs.ServerName})
-				return err
+				if _, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: cs.ServerName}); err != nil {
+					return fmt.Errorf("%w: %w", errNotPinned, err)
+				}
+				return nil
 			}
-			return errors.New("the server's certificate does not come from the CA that the join token names")
+			return errNotPinned
 		},
 	}
 }

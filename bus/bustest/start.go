@@ -2,7 +2,9 @@ package bustest
 
 import (
 	"context"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,11 +40,16 @@ func (b *Bus) url() string {
 	if b.via != nil {
 		return b.via.URL()
 	}
-	return b.Server.URL()
+	return strings.NewReplacer("0.0.0.0", "127.0.0.1", "[::]", "127.0.0.1").Replace(b.Server.URL())
 }
 
 // Start starts it.
-func Start(t testing.TB) *Bus {
+func Start(t testing.TB) *Bus { t.Helper(); return start(t, "127.0.0.1:0") }
+
+// StartTLS starts it on every interface of the host, where it has TLS.
+func StartTLS(t testing.TB) *Bus { t.Helper(); return start(t, "0.0.0.0:0") }
+
+func start(t testing.TB, listen string) *Bus {
 	t.Helper()
 	keys, err := bus.NewKeys()
 	if err != nil {
@@ -54,7 +61,7 @@ func Start(t testing.TB) *Bus {
 	}
 	b := &Bus{
 		Keys: keys, Authority: authority, Master: keyring.NewMasterKey(),
-		dir: t.TempDir(), listen: "127.0.0.1:0", revoked: filepath.Join(t.TempDir(), "bus.revoked"),
+		dir: t.TempDir(), listen: listen, revoked: filepath.Join(t.TempDir(), "bus.revoked"),
 	}
 	b.start(t)
 	t.Cleanup(func() { b.Server.Close() })
@@ -67,11 +74,14 @@ func (b *Bus) start(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv, err := bus.StartServer(bus.ServerConfig{Listen: b.listen, Dir: b.dir, Keys: b.Keys, Revoked: revoked, Logger: logger(t)})
+	srv, err := bus.StartServer(bus.ServerConfig{
+		Listen: b.listen, Dir: b.dir, Keys: b.Keys, Revoked: revoked, Names: []string{"127.0.0.1"}, Logger: logger(t),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.Server, b.listen = srv, srv.URL()[len("nats://"):]
+	b.Server = srv
+	_, b.listen, _ = strings.Cut(srv.URL(), "://")
 }
 
 // Stop stops the server, as a crash of the process does: connections are tried again for ever.
@@ -82,6 +92,14 @@ func (b *Bus) Restart(t testing.TB) {
 	t.Helper()
 	b.Server.Close()
 	b.start(t)
+}
+
+// Forget loses the issuer's own list of those it has removed.
+func (b *Bus) Forget(t testing.TB) {
+	t.Helper()
+	if err := os.Remove(b.revoked); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Dir is the server's store.
@@ -110,7 +128,7 @@ func (b *Bus) Agent(t testing.TB, name string) *bus.User {
 // Connect connects over TCP with an issuer's credential; it is closed with the test.
 func (b *Bus) Connect(t testing.TB) *bus.Conn {
 	t.Helper()
-	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, User: b.Issuer(t), Name: "issuer", Logger: logger(t)})
+	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, CA: b.Keys.CAPEM(), User: b.Issuer(t), Name: "issuer", Logger: logger(t)})
 }
 
 // ConnectAgent connects over TCP with the credential of an agent, by default of the name "agent"; it
@@ -118,7 +136,7 @@ func (b *Bus) Connect(t testing.TB) *bus.Conn {
 func (b *Bus) ConnectAgent(t testing.TB, name ...string) *bus.Conn {
 	t.Helper()
 	name = append(name, "agent")
-	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, User: b.Agent(t, name[0]), Name: name[0], Agent: name[0], Logger: logger(t)})
+	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, CA: b.Keys.CAPEM(), User: b.Agent(t, name[0]), Name: name[0], Agent: name[0], Logger: logger(t)})
 }
 
 // Enrolment lets agents and issuers in, as an issuer does. There is one a Bus.
@@ -136,7 +154,7 @@ func (b *Bus) OpenEnrolment(t testing.TB, change func(*bus.EnrolConfig)) *bus.En
 	cfg := bus.EnrolConfig{
 		Conn: b.Connect(t), Keys: b.Keys, Server: b.Server, Authority: b.Authority, Master: b.Master,
 		Joins: b.Bucket(t, bus.BucketJoins), Agents: b.Bucket(t, bus.BucketAgents), Issuers: b.Bucket(t, bus.BucketIssuers),
-		URLs: []string{b.Server.URL()}, CA: b.Keys.CAPEM(), Revoked: b.revoked, Logger: logger(t),
+		URLs: []string{b.url()}, CA: b.Keys.CAPEM(), Revoked: b.revoked, Logger: logger(t),
 	}
 	change(&cfg)
 	e, err := bus.OpenEnrolment(t.Context(), cfg)
