@@ -4,8 +4,11 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -41,6 +44,31 @@ func scriptInvite(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(ts.Exec("sidekey", "agents", "add", args[0]))
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".token"), []byte(ts.ReadFile("stdout")), 0o600))
+}
+
+// scriptNATSServer runs what an operator would start in DIR; its relative paths are from there.
+func scriptNATSServer(ts *testscript.TestScript, neg bool, args []string) {
+	refuseNeg(ts, neg)
+	if len(args) != 1 {
+		ts.Fatalf("usage: natsserver DIR")
+	}
+	dir := ts.MkAbs(args[0])
+	conf := strings.ReplaceAll(ts.ReadFile(filepath.Join(dir, "nats-server.conf")), `"./`, `"`+dir+`/`)
+	path := filepath.Join(dir, "absolute.conf")
+	ts.Check(os.WriteFile(path, []byte(conf), 0o600))
+	opts, err := server.ProcessConfigFile(path)
+	ts.Check(err)
+	opts.NoSigs, opts.NoLog = true, true
+	srv, err := server.NewServer(opts)
+	ts.Check(err)
+	srv.Start()
+	ts.Defer(func() {
+		srv.Shutdown()
+		srv.WaitForShutdown()
+	})
+	if !srv.ReadyForConnections(patience) {
+		ts.Fatalf("the nats-server is not ready")
+	}
 }
 
 // proxy passes TCP connections on to an address, until it is cut. It stands for the network between agent and bus.

@@ -66,6 +66,7 @@ func runtimeDir(env *testscript.Env) error {
 //	fleet                              sets ISSUER, ONE, TWO (URLs) and BUS, ONE_LISTEN, TWO_LISTEN (addresses), and
 //	                                   the SIDEKEY_ variables that put an issuer and its bus there
 //	invite NAME                        writes a join token for an agent to $WORK/NAME.token
+//	natsserver DIR                     runs a nats-server, in this process, from DIR/nats-server.conf
 //	proxy NAME ADDRESS                 passes TCP on to ADDRESS; sets NAME to its own
 //	cut NAME, mend NAME                ends a proxy's connections and takes no more, until mended
 //
@@ -81,6 +82,7 @@ func scriptCommands() map[string]func(ts *testscript.TestScript, neg bool, args 
 		"login":      scriptLogin,
 		"fleet":      scriptFleet,
 		"invite":     scriptInvite,
+		"natsserver": scriptNATSServer,
 		"proxy":      scriptProxy,
 		"cut":        scriptCut,
 		"mend":       scriptMend,
