@@ -127,6 +127,13 @@ func (a *Agent) judge(at *view, token string, q *Query) Verdict {
 // may cover an entry that judge did not see. Without one even a refusal says too much: a key that is
 // unknown here may be known to everybody else.
 func (a *Agent) settle(at *view, v Verdict, q *Query) Verdict {
+	v = a.settled(at, v, q)
+	a.metrics.verdict(v.Reason)
+	return v
+}
+
+// settled is settle for what is no request, and not counted as one.
+func (a *Agent) settled(at *view, v Verdict, q *Query) Verdict {
 	if v.Status != http.StatusServiceUnavailable {
 		now := a.clock()
 		switch {
@@ -139,7 +146,6 @@ func (a *Agent) settle(at *view, v Verdict, q *Query) Verdict {
 			v.Serving = !at.lease.Live(now)
 		}
 	}
-	a.metrics.verdict(v.Reason)
 	return v
 }
 

@@ -316,13 +316,13 @@ func (k *Keys) mint(uc *jwt.UserClaims, account, signer nkeys.KeyPair) (string, 
 }
 
 // agentScope is the allow-list of an agent (DESIGN §9), with {{name()}} for its encoded name: read
-// the log live and back, read checkpoints, ask for a lease, acknowledge, tell its status, hear its
-// own answers; nothing else.
+// the log live and back, read checkpoints, ask for a lease, acknowledge, tell its status, hear the
+// issuers' questions and answer them, hear its own answers; nothing else.
 func (s subjects) agentScope() jwt.Permissions {
 	const self = "{{name()}}"
 	return jwt.Permissions{
-		Pub: jwt.Permission{Allow: append(s.directReads(), s.lease(self), s.ack(self), s.status(self))},
-		Sub: jwt.Permission{Allow: []string{s.live(">"), agentInbox + "." + self + ".>"}},
+		Pub: jwt.Permission{Allow: append(s.directReads(), s.lease(self), s.ack(self), s.status(self), s.answer(self))},
+		Sub: jwt.Permission{Allow: []string{s.live(">"), s.ask(), agentInbox + "." + self + ".>"}},
 	}
 }
 
@@ -343,13 +343,16 @@ func (s subjects) directReads() (all []string) {
 	return all
 }
 
+// heard are the messages of the issuers' account that reach into the agents'.
+func (s subjects) heard() []string { return []string{s.live(">"), s.ask()} }
+
 // services are the requests that reach from the agents' account into the issuers'. Agents stand in
 // an account of their own because permissions alone would not hold them: nats-server does not check
 // the reply subject of a request, so a direct get whose answer is addressed to <prefix>.log.revoke
 // would be written into the log, and stop every reader. The answer to a request across accounts goes
 // back to the asking account, and nowhere else.
 func (s subjects) services() []string {
-	return append(s.directReads(), s.lease(Any), s.ack(Any), s.status(Any), s.join(Any))
+	return append(s.directReads(), s.lease(Any), s.ack(Any), s.status(Any), s.answer(Any), s.join(Any))
 }
 
 // operatorClaims, systemJWT and accountJWTs are what a server is configured with.
@@ -424,7 +427,9 @@ func (k *Keys) issuersClaims() (*jwt.AccountClaims, error) {
 	ac.Limits.JetStreamLimits = jwt.JetStreamLimits{
 		MemoryStorage: jwt.NoLimit, DiskStorage: jwt.NoLimit, Streams: jwt.NoLimit, Consumer: jwt.NoLimit, MaxAckPending: jwt.NoLimit,
 	}
-	ac.Exports.Add(&jwt.Export{Name: "live", Subject: jwt.Subject(k.subjects.live(">")), Type: jwt.Stream})
+	for _, subject := range k.subjects.heard() {
+		ac.Exports.Add(&jwt.Export{Name: subject, Subject: jwt.Subject(subject), Type: jwt.Stream})
+	}
 	for _, subject := range k.subjects.services() {
 		ac.Exports.Add(&jwt.Export{Name: subject, Subject: jwt.Subject(subject), Type: jwt.Service, ResponseType: jwt.ResponseTypeStream}) // a direct get has many answers
 	}
@@ -457,7 +462,9 @@ func (k *Keys) agentsClaims(issuers string) (*jwt.AccountClaims, error) {
 		}
 		ac.SigningKeys.AddScopedSigner(us)
 	}
-	ac.Imports.Add(&jwt.Import{Name: "live", Subject: jwt.Subject(k.subjects.live(">")), Account: issuers, Type: jwt.Stream})
+	for _, subject := range k.subjects.heard() {
+		ac.Imports.Add(&jwt.Import{Name: subject, Subject: jwt.Subject(subject), Account: issuers, Type: jwt.Stream})
+	}
 	for _, subject := range k.subjects.services() {
 		ac.Imports.Add(&jwt.Import{Name: subject, Subject: jwt.Subject(subject), Account: issuers, Type: jwt.Service})
 	}

@@ -44,6 +44,7 @@ func (i *Issuer) adminRoutes() http.Handler {
 		"POST /admin/v1/revocations":        i.adminRevoke,
 		"GET /admin/v1/revocations":         i.adminListRevocations,
 		"GET /admin/v1/revocations/{seq}":   i.adminReceipt,
+		"POST /admin/v1/verify":             i.adminVerify,
 		"GET /admin/v1/agents":              i.adminListAgents,
 		"POST /admin/v1/agents":             i.adminInviteAgent,
 		"DELETE /admin/v1/agents/{name}":    i.adminRemoveAgent,

@@ -101,6 +101,8 @@ type Parts struct {
 
 	// Enrolment lets agents and issuers in. nil: nobody can be.
 	Enrolment Enrolment
+	// Asker puts questions to all agents; nil: nobody can be asked.
+	Asker Asker
 	// Feed is told by the replica of each entry (replica.Config.Journal). Without it, sessions
 	// revoked by others are closed by the next sweep only.
 	Feed *Feed

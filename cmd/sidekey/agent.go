@@ -232,6 +232,11 @@ func (p *agentProcess) run(ctx context.Context, ready func()) error {
 	g.Go(func() error { p.link().Run(ctx); return nil })
 	g.Go(func() error { p.renewer.Renew(ctx); return nil })
 	g.Go(func() error { p.renewer.Acknowledge(ctx); return nil })
+	stop, err := p.answerer().Listen()
+	if err != nil {
+		return err
+	}
+	defer stop()
 	g.Go(func() error {
 		return whenReady(ctx, func() error {
 			if !p.agent.Ready() {
@@ -250,6 +255,14 @@ func (p *agentProcess) run(ctx context.Context, ready func()) error {
 	}
 	p.log.Info("serving", "agent", p.cfg.Agent.Listen, "name", p.cfg.Agent.Name, "run", p.holder.Run())
 	return g.Wait()
+}
+
+// answerer says what the agent would say of a token, where an issuer asks.
+func (p *agentProcess) answerer() *bus.Answerer {
+	return &bus.Answerer{
+		Conn: p.conn, Authority: p.identity.Authority, Agent: p.cfg.Agent.Name, Run: p.holder.Run(), Key: p.identity.Signing,
+		Judge: p.agent.Answer, Logger: p.log.Named("ask"),
+	}
 }
 
 // link is the agent's voice on the bus.

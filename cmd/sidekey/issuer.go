@@ -309,7 +309,7 @@ func (p *issuerProcess) openParts(context.Context) (err error) {
 		Log: p.entries, Replica: p.replica, Fleet: issuerFleet{p.fleet, p.ledger, p.enrolment, p.cfg.Agent.Name}, Enrolment: p.enrolment, Feed: feed,
 		Users: p.buckets[bus.BucketUsers], Subjects: p.buckets[bus.BucketSubjects], Sessions: p.buckets[bus.BucketSessions],
 		Clients: p.buckets[bus.BucketClients], Keys: p.buckets[bus.BucketKeys],
-		Lease:  p.own.Current,
+		Lease: p.own.Current, Asker: p.asker(),
 		Logger: p.log,
 	})
 	if err == nil {
@@ -336,6 +336,14 @@ func (p *issuerProcess) openLeases() {
 		},
 		Applied: func() uint64 { return p.replica.Snapshot().Position.Seq },
 	})
+}
+
+// asker asks the agents what they say of a token, and knows whose answer is due.
+func (p *issuerProcess) asker() issuer.Asker {
+	return struct {
+		*bus.Asker
+		*lease.Ledger
+	}{&bus.Asker{Conn: p.conn, Authority: p.authority, Key: p.books.Key, Logger: p.log.Named("ask")}, p.ledger}
 }
 
 // issuerFleet is what the issuer knows of the agents: the fleet's names and the ledger's receipts.

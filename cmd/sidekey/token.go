@@ -60,15 +60,30 @@ func (a *app) tokenIssueCommand() *cobra.Command {
 }
 
 func (a *app) tokenVerifyCommand() *cobra.Command {
-	var agent, audience, scope string
+	var agent, audience, scope, jti string
+	var all bool
 	cmd := &cobra.Command{
-		Use:   "verify TOKEN",
-		Short: "Ask an agent about a token; exit status 1 when it is refused",
-		Args:  cobra.ExactArgs(1),
+		Use:   "verify (TOKEN | --everywhere --jti ID)",
+		Short: "Ask an agent about a token, or all of them; exit status 1 when it is refused",
+		Long: "Ask the agent of this host about a token; exit status 1 when it is refused. With --everywhere ask the issuer, which\n" +
+			"asks every agent and shows who says something else first; exit status 1 unless all accept it. The token is proven by\n" +
+			"the issuer and not sent on.",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if jti != "" {
+				return cobra.NoArgs(cmd, args)
+			}
+			return cobra.ExactArgs(1)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if jti != "" {
+				return a.verifyEverywhere(cmd, "", jti)
+			}
 			token, err := a.secretArg("token", args[0])
 			if err != nil {
 				return err
+			}
+			if all {
+				return a.verifyEverywhere(cmd, token, "")
 			}
 			c, err := a.agentClient(agent)
 			if err != nil {
@@ -91,6 +106,18 @@ func (a *app) tokenVerifyCommand() *cobra.Command {
 	cmd.Flags().StringVar(&agent, "agent", "", "address of the agent, a URL or unix:/path (default agent.listen)")
 	cmd.Flags().StringVar(&audience, "audience", "", "audience that the token must have (default the agent's)")
 	cmd.Flags().StringVar(&scope, "scope", "", "scope that the token must have")
+	cmd.Flags().BoolVar(&all, "everywhere", false, "ask every agent, through the issuer")
+	cmd.Flags().StringVar(&jti, "jti", "", "with --everywhere: the id of a token, where the token itself is not at hand")
+	a.refuseEmpty(cmd, "jti")
+	checkFirst(cmd, func() error {
+		if jti != "" && !all {
+			return usagef("--jti is of use with --everywhere only: an agent judges the token itself")
+		}
+		return nil
+	})
+	for _, name := range []string{"agent", "audience", "scope"} {
+		cmd.MarkFlagsMutuallyExclusive("everywhere", name)
+	}
 	return a.addFormat(cmd)
 }
 

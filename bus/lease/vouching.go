@@ -1,0 +1,44 @@
+package lease
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// Vouching is a run that may be vouching now.
+type Vouching struct {
+	Agent, Run string
+	Serving    bool          // it goes on without a lease, so nothing says whether it is still there
+	Left       time.Duration // until its lease has certainly ended; 0 where Serving
+}
+
+// Vouching gives the agents' runs whose leases have not certainly ended, by the log as far as it is
+// read here, ordered by agent and run.
+func (l *Ledger) Vouching() []Vouching {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.clock()
+	var all []Vouching
+	for _, r := range l.runs {
+		v := Vouching{Agent: r.agent, Run: r.id}
+		live := false
+		for _, g := range r.grants {
+			if g.over(now) {
+				continue
+			}
+			live = true
+			if v.Serving = v.Serving || g.Mode == Serve; g.Mode != Serve {
+				v.Left = max(v.Left, g.Length+time.Duration(float64(g.Length)*Drift)-shortest(g.read, now))
+			}
+		}
+		if v.Serving {
+			v.Left = 0
+		}
+		if live && !r.issuer {
+			all = append(all, v)
+		}
+	}
+	slices.SortFunc(all, func(a, b Vouching) int { return cmp.Or(cmp.Compare(a.Agent, b.Agent), cmp.Compare(a.Run, b.Run)) })
+	return all
+}
