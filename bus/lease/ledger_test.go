@@ -1,0 +1,431 @@
+package lease_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/lease"
+)
+
+// book is a ledger with its clock and the log that it has read.
+type book struct {
+	*lease.Ledger
+	clock *clock
+	log   *tape
+}
+
+func newBook() *book {
+	b := &book{clock: newClock(), log: newTape()}
+	b.Ledger = lease.NewLedger(b.clock.read)
+	return b
+}
+
+// reads takes the next entry in, a tick that answers these requests.
+func (b *book) reads(grants ...lease.Request) bus.Cursor {
+	return b.readsTick(bus.Tick{Issuer: "issuer-2"}, grants...)
+}
+
+func (b *book) readsTick(t bus.Tick, grants ...lease.Request) bus.Cursor {
+	at := b.log.next()
+	b.Read(bus.Entry{Position: at.Position, Chain: at.Chain, Fact: &t}, grants, b.clock.read(), 5*time.Second)
+	return at
+}
+
+// asks is a request of a run, for a lease of so long.
+func asks(agent, run string, length time.Duration, mode ...lease.Mode) lease.Request {
+	return lease.Request{Agent: agent, Run: run, Length: length.Milliseconds(), Mode: append(mode, lease.Refuse)[0]}
+}
+
+func (b *book) acks(agent, run string, at bus.Cursor) {
+	b.Acknowledge(lease.Ack{Agent: agent, Run: run, At: at.Position, Chain: at.Chain})
+}
+
+// want checks a receipt, written as "applied | fenced | pending | serving".
+func (b *book) want(t testing.TB, when string, at bus.Cursor, want string) {
+	t.Helper()
+	rec := b.Receipt(at.Position, "issuer-1")
+	got := "nil"
+	if rec != nil {
+		got = fmt.Sprint(rec.Applied, " | ", rec.Fenced, " | ", rec.Pending, " | ", rec.Serving)
+		if rec.Settled() != (len(rec.Pending) == 0) {
+			t.Errorf("%s: Settled is %v with %v pending", when, rec.Settled(), rec.Pending)
+		}
+	}
+	if got != want {
+		t.Errorf("%s: got the receipt %s, want %s", when, got, want)
+	}
+}
+
+// TestFenceEdge: a lease is fenced one hundredth of its length after its end, counted from when the
+// issuer read of it, to the nanosecond.
+func TestFenceEdge(t *testing.T) {
+	b := newBook()
+	b.reads(asks("web-1", "a", 10*time.Second))
+	b.clock.pass(time.Second)
+	at := b.reads()
+	b.want(t, "at once", at, "[] | [] | [web-1] | []")
+	if next := b.Receipt(at.Position, "").Next; next != 9100*time.Millisecond {
+		t.Errorf("Next: got %s, want 9.1s", next)
+	}
+	b.clock.pass(9100*time.Millisecond - 1)
+	b.want(t, "a nanosecond before the fence", at, "[] | [] | [web-1] | []")
+	if next := b.Receipt(at.Position, "").Next; next != 1 {
+		t.Errorf("Next: got %s, want 1ns", next)
+	}
+	b.clock.pass(1)
+	b.want(t, "at the fence", at, "[] | [web-1] | [] | []")
+}
+
+// TestFenceByTheSlowestClock: of the issuer's clocks the one that says the least counts.
+func TestFenceByTheSlowestClock(t *testing.T) {
+	for name, c := range map[string]struct {
+		mono, boot, wall time.Duration
+		fenced           bool
+	}{
+		"all":                   {time.Minute, time.Minute, time.Minute, true},
+		"suspended":             {time.Second, time.Minute, time.Minute, false},
+		"wall clock back":       {time.Minute, time.Minute, -time.Hour, false},
+		"wall clock forward":    {time.Second, time.Second, time.Hour, false},
+		"boot clock of another": {time.Minute, time.Second, time.Minute, false},
+	} {
+		b := newBook()
+		b.reads(asks("web-1", "a", 10*time.Second))
+		at := b.reads()
+		b.clock.turn(c.mono, c.boot, c.wall)
+		if got := b.Receipt(at.Position, "").Settled(); got != c.fenced {
+			t.Errorf("%s: settled is %v, want %v", name, got, c.fenced)
+		}
+	}
+}
+
+// TestReceipt: who matters to an entry, and how it is settled.
+func TestReceipt(t *testing.T) {
+	b := newBook()
+	b.reads(asks("web-1", "a", time.Minute), asks("web-2", "b", time.Minute), asks("web-3", "c", time.Second), asks("web-4", "d", time.Minute, lease.Serve))
+	b.clock.pass(2 * time.Second)
+	at := b.reads(asks("web-5", "e", time.Minute))
+	b.want(t, "an entry that is not read", bus.Cursor{Position: bus.Position{Epoch: 1, Seq: 3}}, "nil")
+	if (*lease.Receipt)(nil).Settled() {
+		t.Error("no receipt is settled")
+	}
+	b.want(t, "granted by the entry itself, or later: it knows", at, "[] | [web-3] | [web-1 web-2 web-4] | [web-4]")
+	b.reads(asks("web-3", "c", time.Minute))
+	b.want(t, "a lease granted later does not lift a fence", at, "[] | [web-3] | [web-1 web-2 web-4] | [web-4]")
+	if next := b.Receipt(at.Position, "").Next; next != 0 {
+		t.Errorf("Next with one that serves: got %s, want 0", next)
+	}
+	b.acks("web-1", "a", b.log.at(1))
+	b.want(t, "an acknowledgement of less", at, "[] | [web-3] | [web-1 web-2 web-4] | [web-4]")
+	b.acks("web-1", "a", at)
+	b.acks("web-4", "d", b.log.at(3))
+	b.want(t, "acknowledged", at, "[web-1 web-4] | [web-3] | [web-2] | []")
+	b.clock.pass(time.Minute)
+	b.want(t, "a minute on", at, "[web-1 web-4] | [web-2 web-3] | [] | []")
+}
+
+// TestServingIsNeverFenced: whoever goes on without a lease is settled by its acknowledgement alone,
+// though a century passes, and what the ledger remembers of it does not grow.
+func TestServingIsNeverFenced(t *testing.T) {
+	b := newBook()
+	const renewals = 20_000
+	for range renewals {
+		b.reads(asks("web-1", "a", time.Second, lease.Serve))
+		b.clock.pass(300 * time.Millisecond)
+	}
+	at := b.reads()
+	b.clock.pass(100 * 365 * 24 * time.Hour)
+	b.reads()
+	b.want(t, "a century on", at, "[] | [] | [web-1] | [web-1]")
+	b.acks("web-1", "a", at)
+	b.want(t, "acknowledged", at, "[web-1] | [] | [] | []")
+	if held := b.Holdings(); len(held) != 1 || len(held[0].Grants) > 2 {
+		t.Errorf("after %d renewals %d leases are remembered, want at most 2", renewals, len(held[0].Grants))
+	}
+}
+
+// TestTwoRuns: each process under a name counts by itself.
+func TestTwoRuns(t *testing.T) {
+	b := newBook()
+	b.reads(asks("web-1", "a", time.Minute), asks("web-1", "b", time.Second))
+	at := b.reads()
+	b.acks("web-1", "a", at)
+	b.want(t, "one of two", at, "[] | [] | [web-1] | []")
+	b.clock.pass(2 * time.Second)
+	b.want(t, "and the other one's lease is over", at, "[] | [web-1] | [] | []")
+	b.acks("web-1", "b", at)
+	b.want(t, "both", at, "[web-1] | [] | [] | []")
+}
+
+// TestIssuers: an issuer is settled by its own ticks, like an agent by its acknowledgements, and does
+// not wait for itself.
+func TestIssuers(t *testing.T) {
+	b := newBook()
+	b.readsTick(bus.Tick{Issuer: "issuer-1", Run: "own"})
+	b.readsTick(bus.Tick{Issuer: "issuer-2", Run: "x", Applied: 1})
+	at := b.reads()
+	b.want(t, "at once", at, "[] | [] | [issuer-2] | []")
+	b.readsTick(bus.Tick{Issuer: "issuer-2", Run: "x", Applied: at.Seq - 1})
+	b.want(t, "it has applied less", at, "[] | [] | [issuer-2] | []")
+	b.readsTick(bus.Tick{Issuer: "issuer-2", Run: "x", Applied: at.Seq})
+	b.want(t, "it has applied it", at, "[issuer-2] | [] | [] | []")
+	later := b.reads()
+	b.clock.pass(5050*time.Millisecond - 1)
+	b.want(t, "before its fence", later, "[] | [] | [issuer-2] | []")
+	b.clock.pass(1)
+	b.want(t, "after 5 s without a tick", later, "[] | [issuer-2] | [] | []")
+}
+
+// TestAcknowledgementsThatDoNotCount: what an agent, or somebody for it, says beside the truth.
+func TestAcknowledgementsThatDoNotCount(t *testing.T) {
+	cases := map[string]func(b *book, at bus.Cursor) lease.Ack{
+		"another chain":     func(b *book, at bus.Cursor) lease.Ack { at.Chain[0] ^= 1; return ack("web-1", "a", at) },
+		"no chain":          func(b *book, at bus.Cursor) lease.Ack { at.Chain = bus.Chain{}; return ack("web-1", "a", at) },
+		"an earlier epoch":  func(b *book, at bus.Cursor) lease.Ack { at.Epoch = 0; return ack("web-1", "a", at) },
+		"a later epoch":     func(b *book, at bus.Cursor) lease.Ack { at.Epoch = 2; return ack("web-1", "a", at) },
+		"another run":       func(b *book, at bus.Cursor) lease.Ack { return ack("web-1", "b", at) },
+		"another agent":     func(b *book, at bus.Cursor) lease.Ack { return ack("web-2", "a", at) },
+		"less":              func(b *book, at bus.Cursor) lease.Ack { return ack("web-1", "a", b.log.at(at.Seq-1)) },
+		"a far future":      func(b *book, at bus.Cursor) lease.Ack { at.Seq = 1 << 60; return ack("web-1", "a", at) },
+		"the next, forged":  func(b *book, at bus.Cursor) lease.Ack { at.Seq++; return ack("web-1", "a", at) },
+		"the end of number": func(b *book, at bus.Cursor) lease.Ack { at.Seq = 1<<64 - 1; return ack("web-1", "a", at) },
+	}
+	for name, c := range cases {
+		b := newBook()
+		b.reads(asks("web-1", "a", time.Minute))
+		at := b.reads()
+		b.Acknowledge(c(b, at))
+		b.want(t, name, at, "[] | [] | [web-1] | []")
+		b.reads()
+		b.reads()
+		b.want(t, name+", and more was read", at, "[] | [] | [web-1] | []")
+	}
+	t.Logf("%d kinds of acknowledgements that are not the run's own of this log: 0 counted", len(cases))
+}
+
+func ack(agent, run string, at bus.Cursor) lease.Ack {
+	return lease.Ack{Agent: agent, Run: run, At: at.Position, Chain: at.Chain}
+}
+
+// TestAcknowledgedAhead: an agent may be ahead of the issuer; what it says counts once it can be judged.
+func TestAcknowledgedAhead(t *testing.T) {
+	b, ahead := newBook(), newTape()
+	b.reads(asks("web-1", "a", time.Minute))
+	at := b.reads()
+	b.acks("web-1", "a", ahead.upTo(4))
+	b.want(t, "claimed", at, "[] | [] | [web-1] | []")
+	b.reads()
+	b.want(t, "not read up to it yet", at, "[] | [] | [web-1] | []")
+	b.reads()
+	b.want(t, "read up to it", at, "[web-1] | [] | [] | []")
+}
+
+// TestAcknowledgedAlwaysAhead: an issuer that always lags behind the agents counts what they
+// acknowledge all the same.
+func TestAcknowledgedAlwaysAhead(t *testing.T) {
+	b, ahead := newBook(), newTape()
+	b.reads(asks("web-1", "a", time.Hour))
+	at := b.reads()
+	for range 200 {
+		b.acks("web-1", "a", ahead.upTo(uint64(len(b.log.chains))+50))
+		b.reads()
+	}
+	b.want(t, "an issuer that lags by 50 entries", at, "[web-1] | [] | [] | []")
+}
+
+// TestAcknowledgedOutOfOrder: an older acknowledgement that comes late takes nothing back.
+func TestAcknowledgedOutOfOrder(t *testing.T) {
+	b := newBook()
+	b.reads(asks("web-1", "a", time.Minute))
+	at := b.reads()
+	b.acks("web-1", "a", at)
+	b.acks("web-1", "a", b.log.at(1))
+	b.want(t, "replayed", at, "[web-1] | [] | [] | []")
+	// Claims ahead, in any order, repeated.
+	ahead := newTape()
+	for _, seq := range []uint64{9, 5, 7, 5, 9, 6} {
+		b.acks("web-1", "a", ahead.upTo(max(seq, 9)))
+		b.acks("web-1", "a", ahead.at(seq))
+	}
+	later := b.reads() // 3
+	b.want(t, "not judged yet", later, "[] | [] | [web-1] | []")
+	b.reads() // 4
+	b.reads() // 5
+	b.want(t, "the least of the claims", later, "[web-1] | [] | [] | []")
+	for len(b.log.chains) < 9 {
+		b.reads()
+	}
+	b.want(t, "the greatest", b.log.at(9), "[web-1] | [] | [] | []")
+}
+
+// TestLaterEpoch: what is acknowledged of a log that was begun anew says nothing of the one before,
+// and the leases of that one still count.
+func TestLaterEpoch(t *testing.T) {
+	b := newBook()
+	b.reads(asks("web-1", "a", time.Minute), asks("web-2", "b", time.Minute))
+	old := b.reads()
+	b.acks("web-1", "a", old)
+	b.log = &tape{epoch: 2}
+	at := b.reads()
+	b.acks("web-2", "b", at)
+	b.want(t, "an entry of the log before", old, "[web-1] | [] | [web-2] | []")
+	b.want(t, "an entry of the new one", at, "[web-2] | [] | [web-1] | []")
+	b.clock.pass(time.Hour)
+	b.want(t, "an hour on", at, "[web-2] | [web-1] | [] | []")
+}
+
+// TestLedgerForgets: nothing of what is over stays, however often a run asks and however many there are.
+func TestLedgerForgets(t *testing.T) {
+	b := newBook()
+	for n := range 20_000 { // hurried: five times a second
+		b.reads(asks("web-1", "a", 15*time.Minute), asks("web-2", fmt.Sprint(n), time.Second))
+		b.clock.pass(200 * time.Millisecond)
+	}
+	most := 0
+	held := b.Holdings()
+	for _, h := range held {
+		most = max(most, len(h.Grants))
+	}
+	if most > 20 {
+		t.Errorf("%d leases of one run are remembered, want at most 20", most)
+	}
+	if len(held) > 1+62*5+10 {
+		t.Errorf("%d runs are remembered, of which all but 311 have been over for a minute", len(held))
+	}
+	b.clock.pass(time.Hour)
+	b.reads()
+	if held := b.Holdings(); len(held) != 0 {
+		t.Errorf("an hour after the last lease %d runs are remembered", len(held))
+	}
+	t.Logf("20,000 requests of one run, 20,000 runs of another: at most %d leases of a run, %d runs remembered, and none an hour later", most, len(held))
+}
+
+// TestMergedLeasesAreAsStrict: whatever a run is granted, and when, a ledger that remembers less says
+// settled no sooner than one would that remembers every lease, and at most a sixteenth of a length later.
+func TestMergedLeasesAreAsStrict(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		b := newBook()
+		type exact struct {
+			at     bus.Position
+			length time.Duration
+			read   lease.Reading
+		}
+		var all []exact
+		var entries []bus.Cursor
+		for range rapid.IntRange(1, 40).Draw(rt, "steps") {
+			length := rapid.SampledFrom([]time.Duration{time.Second, 10 * time.Second, 10 * time.Second}).Draw(rt, "length")
+			at := b.reads(asks("web-1", "a", length))
+			all = append(all, exact{at.Position, length, b.clock.read()})
+			entries = append(entries, at)
+			b.clock.pass(time.Duration(rapid.IntRange(0, 3000).Draw(rt, "ms")) * time.Millisecond)
+		}
+		now := b.clock.read()
+		for _, at := range entries {
+			var exactly time.Duration
+			for _, g := range all {
+				if g.at.Before(at.Position) {
+					exactly = max(exactly, g.length+g.length/100-(now.Mono-g.read.Mono))
+				}
+			}
+			rec := b.Receipt(at.Position, "")
+			if rec.Settled() && exactly > 0 {
+				rt.Fatalf("entry %d is settled %s too soon", at.Seq, exactly)
+			}
+			if late := rec.Next - exactly; !rec.Settled() && late > 10*time.Second/16 {
+				rt.Fatalf("entry %d is settled %s late", at.Seq, late)
+			}
+		}
+	})
+}
+
+// TestRestore: an issuer that starts from a checkpoint counts the leases recorded there as granted now,
+// and those that it reads again behind it once.
+func TestRestore(t *testing.T) {
+	b := newBook()
+	b.reads(asks("web-1", "a", time.Minute))
+	b.readsTick(bus.Tick{Issuer: "issuer-2", Run: "x"})
+	cp := b.reads()
+	b.clock.pass(30 * time.Second)
+	last := b.reads(asks("web-1", "a", time.Minute), asks("web-2", "b", time.Minute, lease.Serve))
+	image := must(b.Image(t.Context(), cp.Position))(t) // later than the state that it goes with
+	var held []lease.Holding
+	if err := json.Unmarshal(image, &held); err != nil {
+		t.Fatal(err)
+	}
+	r := newBook()
+	r.log.upTo(cp.Seq)
+	r.Restore(cp, held)
+	if got := r.ReadUpTo(); got != cp.Position {
+		t.Errorf("ReadUpTo: got %v, want %v", got, cp.Position)
+	}
+	if again := r.reads(asks("web-1", "a", time.Minute), asks("web-2", "b", time.Minute, lease.Serve)); again != last {
+		t.Fatal("the log is another one")
+	}
+	at := r.reads()
+	r.want(t, "at once", at, "[] | [] | [issuer-2 web-1 web-2] | [web-2]")
+	for _, h := range r.Holdings() {
+		positions := make(map[bus.Position]bool)
+		for _, g := range h.Grants {
+			if positions[g.Position] {
+				t.Errorf("%s: the lease of tick %d counts twice", h.Agent, g.Seq)
+			}
+			positions[g.Position] = true
+		}
+	}
+	r.clock.pass(60*time.Second + 600*time.Millisecond - 1)
+	r.want(t, "before a minute, counted from the start", at, "[] | [issuer-2] | [web-1 web-2] | [web-2]")
+	r.clock.pass(1)
+	r.want(t, "after it", at, "[] | [issuer-2 web-1] | [web-2] | [web-2]")
+}
+
+// TestBlanket: where nothing is known any more of who was granted what, every agent counts as granted
+// the longest lease there is, and no acknowledgement shortens that.
+func TestBlanket(t *testing.T) {
+	b := newBook()
+	start := b.log.next()
+	b.Restore(start, lease.Blanket([]string{"web-1", "web-2"}, start.Position))
+	at := b.reads(asks("web-1", "a", time.Minute))
+	b.acks("web-1", "a", at)
+	b.want(t, "at once", at, "[] | [] | [web-1 web-2] | []")
+	b.clock.pass(lease.MaxLength + lease.MaxLength/100 - 1)
+	b.want(t, "a moment before the longest lease is over", at, "[] | [] | [web-1 web-2] | []")
+	b.clock.pass(1)
+	b.want(t, "after it", at, "[] | [web-1 web-2] | [] | []")
+}
+
+// TestAwait: whoever waits for the ledger is woken by what it reads, or by the end of its patience.
+func TestAwait(t *testing.T) {
+	b := newBook()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- b.Await(ctx, bus.Position{Epoch: 1, Seq: 2}) }()
+	b.reads()
+	b.reads()
+	if err := <-done; err != nil {
+		t.Errorf("Await: %v", err)
+	}
+	cancel()
+	if err := b.Await(ctx, bus.Position{Epoch: 1, Seq: 3}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Await of what does not come: got %v, want context.Canceled", err)
+	}
+	if _, err := b.Image(ctx, bus.Position{Epoch: 1, Seq: 3}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Image of what does not come: got %v, want context.Canceled", err)
+	}
+	changed := b.Changed()
+	b.acks("nobody", "x", b.log.at(1))
+	select {
+	case <-changed:
+		t.Error("an acknowledgement of a run that holds nothing woke those who wait")
+	default:
+	}
+	if held := b.Holdings(); slices.ContainsFunc(held, func(h lease.Holding) bool { return h.Agent == "nobody" }) {
+		t.Error("an acknowledgement of a run that holds nothing is remembered")
+	}
+}
