@@ -38,10 +38,10 @@ type Request struct {
 func (r *Request) Check() error {
 	length := time.Duration(r.Length) * time.Millisecond
 	switch {
-	case r.Agent == "" || r.Run == "" || len(r.Run) > maxRun:
+	case r.Agent == "" || r.Run == "" || r.Run == anyRun || len(r.Run) > maxRun:
 		return errors.New("a lease request names its agent and run")
 	case len(r.Nonce) != nonceSize:
-		return fmt.Errorf("a lease request has a nonce of %d bytes, not %d", nonceSize, len(r.Nonce))
+		return fmt.Errorf("a lease request has a nonce of %d bytes, not %d", len(r.Nonce), nonceSize)
 	case r.Length <= 0 || length < MinLength || length > MaxLength:
 		return fmt.Errorf("a lease is %s to %s long, not %s (agent.max_staleness)", MinLength, MaxLength, length)
 	case r.Mode != Refuse && r.Mode != Serve:

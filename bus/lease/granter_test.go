@@ -1,0 +1,319 @@
+package lease_test
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/lease"
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// pulse is a granter at work, within a synctest bubble, and the log that it writes.
+type pulse struct {
+	*lease.Granter
+	*lists
+	authority *keyring.Authority
+
+	mu        sync.Mutex
+	log       *tape
+	ticks     []bus.Tick
+	at        []time.Time // when each tick was begun
+	listErr   error
+	tickErr   error
+	slow      time.Duration // how long an append takes
+	stored    bool          // an append that fails is stored all the same
+	answers   []lease.Grant
+	refusals  []string
+	listSizes []int
+}
+
+func newPulse(t *testing.T) *pulse {
+	authority, err := keyring.NewAuthority()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pulse{lists: new(lists), authority: authority, log: newTape()}
+	p.Granter = lease.NewGranter(lease.GranterConfig{
+		Issuer: "issuer-1", Run: "own", Authority: authority, Log: p, Applied: func() uint64 { return 41 }, Logger: hclog.NewNullLogger(),
+		Key: func(_ context.Context, agent string) (ed25519.PublicKey, error) {
+			if agent == "removed" {
+				return nil, bus.ErrNotFound
+			}
+			return agentKey(agent).Public().(ed25519.PublicKey), nil
+		},
+	})
+	return p
+}
+
+// run lets it tick until the test ends.
+func (p *pulse) run(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { p.Run(ctx); close(done) }()
+	t.Cleanup(func() { stop(); <-done })
+	synctest.Wait()
+}
+
+func (p *pulse) WriteGrants(_ context.Context, list []byte) (uint64, []byte, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.listErr != nil {
+		return 0, nil, p.listErr
+	}
+	p.listSizes = append(p.listSizes, len(list))
+	seq, hash := p.write(list)
+	return seq, hash, nil
+}
+
+func (p *pulse) AppendTick(ctx context.Context, t bus.Tick) (bus.Cursor, error) {
+	p.mu.Lock()
+	p.at = append(p.at, time.Now())
+	slow := p.slow
+	p.mu.Unlock()
+	select {
+	case <-time.After(slow):
+	case <-ctx.Done():
+		return bus.Cursor{}, ctx.Err()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.tickErr != nil && !p.stored {
+		return bus.Cursor{}, p.tickErr
+	}
+	p.ticks = append(p.ticks, t)
+	return p.log.next(), p.tickErr
+}
+
+func (p *pulse) set(change func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change()
+}
+
+// question is a request as an agent sends it.
+func (p *pulse) question(t testing.TB, req lease.Request, change ...func(*bus.Spoken)) bus.Spoken {
+	t.Helper()
+	body, err := json.Marshal(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := bus.Spoken{
+		Agent: req.Agent, Body: body, Signature: ed25519.Sign(agentKey(req.Agent), append([]byte("sidekey-lease-request-1\x00"), body...)),
+		Reply: func(body, signature []byte) error {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if signature == nil {
+				p.refusals = append(p.refusals, string(body))
+				return nil
+			}
+			if !p.authority.Public().Verify(append([]byte("sidekey-lease-grant-1\x00"), body...), signature) {
+				return errors.New("the answer is not signed by the authority")
+			}
+			var g lease.Grant
+			if err := json.Unmarshal(body, &g); err != nil {
+				return err
+			}
+			p.answers = append(p.answers, g)
+			return nil
+		},
+	}
+	for _, f := range change {
+		f(&s)
+	}
+	return s
+}
+
+// request is a good one.
+func request(agent, run string) lease.Request {
+	req := asks(agent, run, time.Minute)
+	req.Nonce = []byte("0123456789abcdef")
+	return req
+}
+
+// TestPulse: a tick a second where nobody asks, and not more often than every 50 ms where all ask.
+func TestPulse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPulse(t)
+		p.run(t)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if n := len(p.ticks); n < 10 || n > 11 {
+			t.Errorf("%d ticks in 10 s, want one a second", n)
+		}
+		if tick := p.ticks[0]; tick.Run != "own" || tick.Applied != 41 || tick.Grants != nil {
+			t.Errorf("a tick that answers nobody says %+v", tick)
+		}
+		p.set(func() { p.at = nil })
+		for range 2000 {
+			p.Hear(p.question(t, request("web-1", "a")))
+			time.Sleep(time.Millisecond)
+		}
+		synctest.Wait()
+		for i := 1; i < len(p.at); i++ {
+			if apart := p.at[i].Sub(p.at[i-1]); apart < 50*time.Millisecond {
+				t.Fatalf("two ticks were %s apart", apart)
+			}
+		}
+		if n := len(p.at); n < 30 || n > 41 {
+			t.Errorf("%d ticks in 2 s of requests, want some 20 a second", n)
+		}
+	})
+}
+
+// TestAnsweredByTheNextTick: a request is answered by a tick that was begun after it came, never by
+// one that was under way.
+func TestAnsweredByTheNextTick(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPulse(t)
+		p.slow = 400 * time.Millisecond
+		p.run(t)
+		time.Sleep(200 * time.Millisecond) // the first tick is under way
+		came := time.Now()
+		p.Hear(p.question(t, request("web-1", "a")))
+		time.Sleep(300 * time.Millisecond)
+		synctest.Wait()
+		if len(p.ticks) != 1 || len(p.answers) != 0 {
+			t.Fatalf("%d ticks, %d answers when the tick that was under way has come", len(p.ticks), len(p.answers))
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if len(p.answers) != 1 || p.answers[0].Seq != 2 || p.answers[0].Chain != p.log.at(2).Chain || p.at[1].Before(came) {
+			t.Fatalf("got the answers %+v, want one, by tick 2, begun after the request came", p.answers)
+		}
+		var list lease.List
+		if err := json.Unmarshal(p.lists.lists[p.ticks[1].ListSeq-1], &list); err != nil || list.Issuer != "issuer-1" || len(list.Grants) != 1 || list.Grants[0].Run != "a" {
+			t.Errorf("the tick's list is %+v, %v", list, err)
+		}
+	})
+}
+
+// TestTickOfUnknownFate: nobody is answered by a tick of which it is not certain that it stands in the
+// log, also where it does; nor by one whose list is not.
+func TestTickOfUnknownFate(t *testing.T) {
+	unanswered := 0
+	for name, fail := range map[string]func(p *pulse){
+		"not stored":              func(p *pulse) { p.tickErr = errors.New("timeout") },
+		"stored, the answer lost": func(p *pulse) { p.tickErr, p.stored = errors.New("timeout"), true },
+		"its list not written":    func(p *pulse) { p.listErr = errors.New("timeout") },
+		"takes too long":          func(p *pulse) { p.slow = time.Minute },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newPulse(t)
+			fail(p)
+			p.run(t)
+			p.Hear(p.question(t, request("web-1", "a")))
+			time.Sleep(20 * time.Second)
+			synctest.Wait()
+			p.set(func() { p.tickErr, p.listErr, p.stored, p.slow = nil, nil, false, 0 })
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+			if len(p.answers) != 0 {
+				t.Errorf("%s: the request was answered by tick %d", name, p.answers[0].Seq)
+			}
+			p.Hear(p.question(t, request("web-1", "a")))
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if len(p.answers) != 1 {
+				t.Errorf("%s: asked again when all is well: %d answers", name, len(p.answers))
+			}
+			unanswered++
+		})
+	}
+	t.Logf("%d kinds of ticks of unknown fate: 0 requests answered", unanswered)
+}
+
+// TestRequestsRefused: whoever is not the enrolled agent itself gets no lease, and is told why.
+func TestRequestsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPulse(t)
+		p.run(t)
+		with := func(change func(*lease.Request)) lease.Request {
+			req := request("web-1", "a")
+			change(&req)
+			return req
+		}
+		cases := map[string]struct {
+			s    bus.Spoken
+			want string
+		}{
+			"no signature": {p.question(t, request("web-1", "a"), func(s *bus.Spoken) { s.Signature = nil }), "its signature is not the enrolled agent's"},
+			"another's":    {p.question(t, request("web-1", "a"), func(s *bus.Spoken) { s.Signature = ed25519.Sign(agentKey("web-2"), s.Body) }), "its signature is not the enrolled agent's"},
+			"an ack's": {p.question(t, request("web-1", "a"), func(s *bus.Spoken) {
+				s.Signature = ed25519.Sign(agentKey("web-1"), append([]byte("sidekey-ack-1\x00"), s.Body...))
+			}), "its signature is not the enrolled agent's"},
+			"altered":          {p.question(t, request("web-1", "a"), func(s *bus.Spoken) { s.Body = []byte(strings.Replace(string(s.Body), `"run":"a"`, `"run":"b"`, 1)) }), "its signature is not the enrolled agent's"},
+			"another's name":   {p.question(t, request("web-1", "a"), func(s *bus.Spoken) { s.Agent = "web-2" }), `it asks for \"web-1\"`},
+			"removed":          {p.question(t, request("removed", "a")), "not found"},
+			"no JSON":          {p.question(t, request("web-1", "a"), func(s *bus.Spoken) { s.Body = []byte("{") }), "the request is no JSON"},
+			"no run":           {p.question(t, request("web-1", "")), "names its agent and run"},
+			"no name":          {p.question(t, request("", "a")), "names its agent and run"},
+			"a long run":       {p.question(t, request("web-1", strings.Repeat("r", 65))), "names its agent and run"},
+			"a short nonce":    {p.question(t, with(func(r *lease.Request) { r.Nonce = r.Nonce[:15] })), "a nonce of 15 bytes, not 16"},
+			"a moment":         {p.question(t, with(func(r *lease.Request) { r.Length = 99 })), "100ms to 24h0m0s long, not 99ms (agent.max_staleness)"},
+			"a day and more":   {p.question(t, with(func(r *lease.Request) { r.Length = lease.MaxLength.Milliseconds() + 1 })), "not 24h0m0.001s"},
+			"an overflow":      {p.question(t, with(func(r *lease.Request) { r.Length = 1<<63 - 1 })), "long, not"},
+			"an overflow to 1": {p.question(t, with(func(r *lease.Request) { r.Length = 1 << 58 })), "long, not"},
+			"less than none":   {p.question(t, with(func(r *lease.Request) { r.Length = -1 })), "long, not -1ms"},
+			"an unknown mode":  {p.question(t, with(func(r *lease.Request) { r.Mode = "maybe" })), `the mode \"maybe\", not refuse or serve (agent.on_stale)`},
+		}
+		for name, c := range cases {
+			p.set(func() { p.refusals = nil })
+			p.Hear(c.s)
+			if len(p.refusals) != 1 || !strings.Contains(p.refusals[0], c.want) {
+				t.Errorf("%s: refused with %q, want %q", name, p.refusals, c.want)
+			}
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if len(p.answers) != 0 || slices.ContainsFunc(p.ticks, func(t bus.Tick) bool { return t.Grants != nil }) {
+			t.Errorf("%d of them were granted a lease", len(p.answers))
+		}
+		t.Logf("%d kinds of wrong requests: 0 granted", len(cases))
+	})
+}
+
+// TestNobodyCrowdsOut: one agent that asks without end, and a fleet that asks at once with the longest
+// names, leave every list small enough for the bus, and nobody without a lease.
+func TestNobodyCrowdsOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPulse(t)
+		for n := range 1000 {
+			p.Hear(p.question(t, request("greedy", fmt.Sprint(n))))
+		}
+		const fleet = 3000
+		for n := range fleet {
+			p.Hear(p.question(t, request(strings.Repeat("<", 120)+fmt.Sprint(n), strings.Repeat("r", 64))))
+		}
+		p.run(t)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		greedy := 0
+		for _, g := range p.answers {
+			if g.Agent == "greedy" {
+				greedy++
+			}
+		}
+		if got := len(p.answers) - greedy; got != fleet {
+			t.Errorf("%d of %d agents were answered within a second", got, fleet)
+		}
+		if greedy > 8 {
+			t.Errorf("one agent got %d answers of one tick", greedy)
+		}
+		if most := slices.Max(p.listSizes); most > 768<<10 {
+			t.Errorf("a list has %d bytes: more than the bus takes in one message", most)
+		}
+		t.Logf("%d agents at once: answered by %d lists of at most %d bytes", fleet, len(p.listSizes), slices.Max(p.listSizes))
+	})
+}

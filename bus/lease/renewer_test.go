@@ -1,0 +1,408 @@
+package lease_test
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/lease"
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// line is an agent's line to an issuer that answers at once, in a synctest bubble, and the log that
+// the agent has applied.
+type line struct {
+	t         testing.TB
+	authority *keyring.Authority
+	clock     *clock
+
+	mu      sync.Mutex
+	log     *tape
+	applied uint64
+	changed chan struct{}
+	away    bool
+	err     error                // of the next questions
+	answer  func(g *lease.Grant) // changes what is granted
+	sent    func(s *bus.Spoken)  // and how it is sent
+	asked   []time.Time
+	acks    []spokenAck
+	onAck   func()
+}
+
+type spokenAck struct {
+	at  time.Time
+	run string
+	seq uint64
+}
+
+func newLine(t testing.TB) *line {
+	authority, err := keyring.NewAuthority()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &line{t: t, authority: authority, clock: newClock(), log: newTape(), changed: make(chan struct{})}
+	l.log.next()
+	l.applied = 1
+	return l
+}
+
+func (l *line) Connected() bool { l.mu.Lock(); defer l.mu.Unlock(); return !l.away }
+
+// now keeps the agent's clocks in step with the bubble's.
+func (l *line) now() lease.Reading {
+	d := time.Duration(time.Now().UnixNano())
+	return lease.Reading{Mono: d, Boot: d, Wall: d}
+}
+
+func (l *line) AskLease(_ context.Context, agent string, body, signature []byte) (bus.Spoken, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asked = append(l.asked, time.Now())
+	if l.err != nil {
+		return bus.Spoken{}, l.err
+	}
+	if !ed25519.Verify(agentKey(agent).Public().(ed25519.PublicKey), append([]byte("sidekey-lease-request-1\x00"), body...), signature) {
+		l.t.Error("the request's signature is not the agent's")
+	}
+	var g lease.Grant
+	if err := json.Unmarshal(body, &g.Request); err != nil {
+		l.t.Error(err)
+	}
+	at := l.log.at(l.applied)
+	g.Position, g.Chain = at.Position, at.Chain
+	if l.answer != nil {
+		l.answer(&g)
+	}
+	out, err := json.Marshal(g)
+	if err != nil {
+		l.t.Error(err)
+	}
+	s := bus.Spoken{Agent: agent, Body: out, Signature: l.authority.Sign(append([]byte("sidekey-lease-grant-1\x00"), out...))}
+	if l.sent != nil {
+		l.sent(&s)
+	}
+	return s, nil
+}
+
+func (l *line) Acknowledge(agent string, body, signature []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !ed25519.Verify(agentKey(agent).Public().(ed25519.PublicKey), append([]byte("sidekey-ack-1\x00"), body...), signature) {
+		l.t.Error("the acknowledgement's signature is not the agent's")
+	}
+	var a struct {
+		Run string
+		Seq uint64
+	}
+	if err := json.Unmarshal(body, &a); err != nil {
+		l.t.Error(err)
+	}
+	if l.onAck != nil {
+		l.onAck()
+	}
+	l.acks = append(l.acks, spokenAck{time.Now(), a.Run, a.Seq})
+	return nil
+}
+
+func (l *line) Cursor() bus.Cursor {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.log.at(l.applied)
+}
+
+func (l *line) ChainAt(seq uint64) (bus.Chain, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.log.chainAt(seq)
+}
+
+func (l *line) Changed() <-chan struct{} { l.mu.Lock(); defer l.mu.Unlock(); return l.changed }
+
+// apply lets the agent apply the next entry.
+func (l *line) apply() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.log.next()
+	l.applied++
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+func (l *line) set(change func()) { l.mu.Lock(); defer l.mu.Unlock(); change() }
+
+// renew runs a renewer of a holder until the test ends.
+func (l *line) renew(t *testing.T, h *lease.Holder) *lease.Renewer {
+	r := lease.NewRenewer(lease.Renewer{
+		Holder: h, Agent: "web-1", Key: agentKey("web-1"), Authority: l.authority.Public(), Line: l, Applied: l, Clock: l.now, Logger: hclog.NewNullLogger(),
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { r.Renew(ctx) })
+	running.Go(func() { r.Acknowledge(ctx) })
+	t.Cleanup(func() { stop(); running.Wait() })
+	synctest.Wait()
+	return r
+}
+
+func (l *line) holder(length time.Duration) *lease.Holder {
+	return lease.NewHolder(lease.HolderConfig{Agent: "web-1", Length: length, Mode: lease.Refuse, Clock: l.now})
+}
+
+// TestRenewal: a lease is renewed when a third of it is over, or up to a fifth of that sooner, and is
+// there without a break.
+func TestRenewal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine(t)
+		h := l.holder(15 * time.Minute)
+		l.renew(t, h)
+		for range 24 * 60 {
+			time.Sleep(time.Minute)
+			if cur := h.Current(); cur == nil || cur.Left(l.now()) < 10*time.Minute {
+				t.Fatal("the lease in force lasts less than two thirds")
+			}
+		}
+		apart := make(map[time.Duration]bool)
+		for i := 1; i < len(l.asked); i++ {
+			d := l.asked[i].Sub(l.asked[i-1])
+			if apart[d] = true; d < 4*time.Minute || d > 5*time.Minute {
+				t.Fatalf("asked again after %s, want 4 to 5 minutes", d)
+			}
+		}
+		if len(apart) < len(l.asked)/2 {
+			t.Errorf("%d different pauses in %d: agents that started together go on together", len(apart), len(l.asked))
+		}
+		t.Logf("a day of leases of 15 minutes: asked %d times, never less than 10 minutes left", len(l.asked))
+	})
+}
+
+// TestRenewalFails: who gets no answer asks again, soon at first and every 5 s at last, and at least
+// once in a tenth of a short lease.
+func TestRenewalFails(t *testing.T) {
+	for length, most := range map[time.Duration]time.Duration{15 * time.Minute: 5 * time.Second, 10 * time.Second: time.Second, time.Second: 200 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLine(t)
+			l.err = errors.New("no answer")
+			h := l.holder(length)
+			l.renew(t, h)
+			time.Sleep(10 * time.Minute)
+			for i := 1; i < len(l.asked); i++ {
+				if d := l.asked[i].Sub(l.asked[i-1]); d < 200*time.Millisecond || d > most {
+					t.Fatalf("length %s: asked again after %s, want 200ms to %s", length, d, most)
+				}
+			}
+			if h.Current() != nil {
+				t.Error("there is a lease that nobody granted")
+			}
+			l.set(func() { l.err = nil })
+			time.Sleep(most)
+			synctest.Wait()
+			if h.Current() == nil {
+				t.Errorf("length %s: %s after the issuer is back there is no lease", length, most)
+			}
+			// While the bus is away nothing is asked.
+			l.set(func() { l.away, l.asked = true, nil })
+			time.Sleep(length)
+			if len(l.asked) != 0 {
+				t.Errorf("asked %d times while the bus was away", len(l.asked))
+			}
+		})
+	}
+}
+
+// TestHurry: whoever wants fresher knowledge has it soon, but sets no pace.
+func TestHurry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine(t)
+		h := l.holder(15 * time.Minute)
+		r := l.renew(t, h)
+		time.Sleep(10 * time.Second)
+		first := h.Current()
+		r.Hurry()
+		time.Sleep(200 * time.Millisecond)
+		synctest.Wait()
+		if h.Current() == first {
+			t.Error("no fresher lease after 200 ms")
+		}
+		l.set(func() { l.asked = nil })
+		for range 10_000 {
+			r.Hurry()
+			time.Sleep(time.Millisecond)
+		}
+		if n := len(l.asked); n < 40 || n > 51 {
+			t.Errorf("asked %d times in 10 s of hurry, want 5 a second", n)
+		}
+	})
+}
+
+// TestAnswersRefused: an answer that the authority did not sign as a grant is none.
+func TestAnswersRefused(t *testing.T) {
+	cases := map[string]func(l *line){
+		"altered":      func(l *line) { l.sent = func(s *bus.Spoken) { s.Body[len(s.Body)-3] ^= 1 } },
+		"no signature": func(l *line) { l.sent = func(s *bus.Spoken) { s.Signature = nil } },
+		"another authority's": func(l *line) {
+			other, _ := keyring.NewAuthority()
+			l.sent = func(s *bus.Spoken) { s.Signature = other.Sign(append([]byte("sidekey-lease-grant-1\x00"), s.Body...)) }
+		},
+		"signed as an entry": func(l *line) { l.sent = func(s *bus.Spoken) { s.Signature = l.authority.Sign(s.Body) } },
+		"a refusal": func(l *line) {
+			l.sent = func(s *bus.Spoken) { s.Body, s.Signature = []byte(`{"error":"removed"}`), nil }
+		},
+		"for another run":   func(l *line) { l.answer = func(g *lease.Grant) { g.Run = "x" } },
+		"for another nonce": func(l *line) { l.answer = func(g *lease.Grant) { g.Nonce[0] ^= 1 } },
+		"of another chain":  func(l *line) { l.answer = func(g *lease.Grant) { g.Chain[0] ^= 1 } },
+		"of another epoch":  func(l *line) { l.answer = func(g *lease.Grant) { g.Epoch++ } },
+		"of the future":     func(l *line) { l.answer = func(g *lease.Grant) { g.Seq++ } },
+		"an earlier answer": func(l *line) {
+			var first *bus.Spoken
+			l.sent = func(s *bus.Spoken) {
+				if first == nil {
+					kept := *s
+					first = &kept
+					*s = bus.Spoken{Body: []byte("{}")}
+					return
+				}
+				*s = *first
+			}
+		},
+	}
+	for name, change := range cases {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLine(t)
+			change(l)
+			h := l.holder(time.Minute)
+			l.renew(t, h)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if h.Current() != nil {
+				t.Errorf("%s: it became a lease", name)
+			}
+			if name != "an earlier answer" && len(l.asked) < 3 {
+				t.Errorf("%s: asked again only %d times in a minute", name, len(l.asked))
+			}
+		})
+	}
+	t.Logf("%d kinds of forged, altered and replayed answers: 0 became a lease", len(cases))
+}
+
+// TestAcknowledgementsPaced: the first after a pause leaves at once, then at most 20 a second do, and
+// the last thing applied is acknowledged in the end.
+func TestAcknowledgementsPaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine(t)
+		h := l.holder(time.Minute)
+		l.renew(t, h)
+		time.Sleep(time.Second)
+		l.set(func() { l.acks = nil })
+		applied := time.Now()
+		l.apply()
+		synctest.Wait()
+		if len(l.acks) != 1 || l.acks[0].at != applied || l.acks[0].seq != 2 || l.acks[0].run != h.Run() {
+			t.Errorf("after a pause: got the acknowledgements %+v, want one of entry 2 at once", l.acks)
+		}
+		for range 10_000 {
+			l.apply()
+			time.Sleep(100 * time.Microsecond)
+		}
+		if n := len(l.acks); n > 22 {
+			t.Errorf("%d acknowledgements in a second, want at most 20", n)
+		}
+		time.Sleep(50 * time.Millisecond)
+		synctest.Wait()
+		if last := l.acks[len(l.acks)-1].seq; last != 10_002 {
+			t.Errorf("50 ms after the last entry: %d is acknowledged, want 10002", last)
+		}
+		n := len(l.acks)
+		time.Sleep(time.Minute)
+		if len(l.acks) != n {
+			t.Errorf("%d acknowledgements of nothing new", len(l.acks)-n)
+		}
+		t.Logf("10,000 entries in a second: %d acknowledgements", n)
+	})
+}
+
+// TestLeaseComesWithItsTick: the pace of acknowledgements does not hold a lease back.
+func TestLeaseComesWithItsTick(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine(t)
+		l.answer = func(g *lease.Grant) {
+			next := newTape().upTo(g.Seq + 1)
+			g.Position, g.Chain = next.Position, next.Chain
+		}
+		h := l.holder(time.Minute)
+		l.renew(t, h)
+		if h.Current() != nil {
+			t.Fatal("it is in force before its tick is applied")
+		}
+		l.apply()
+		synctest.Wait()
+		if h.Current() == nil {
+			t.Error("it is not in force when its tick is applied")
+		}
+	})
+}
+
+// TestFloorFirst: when an acknowledgement leaves its floor is written; without the one the other does
+// not leave.
+func TestFloorFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, dir := newLine(t), runtimeDir(t)
+		f := openFile(t, dir)
+		h := lease.NewHolder(lease.HolderConfig{Agent: "web-1", Length: time.Minute, Mode: lease.Refuse, Clock: l.now, File: f})
+		l.onAck = func() {
+			floor := uint64(0)
+			rewrite(t, filePath(dir, "web-1"), func(rec map[string]any) {
+				n, _ := rec["floor"].(map[string]any)["seq"].(json.Number).Int64()
+				floor = uint64(n)
+			})
+			if floor != l.applied {
+				t.Errorf("an acknowledgement of %d leaves while the floor is %d", l.applied, floor)
+			}
+		}
+		l.renew(t, h)
+		for range 100 {
+			l.apply()
+			time.Sleep(60 * time.Millisecond)
+		}
+		n := len(l.acks)
+		if n < 100 {
+			t.Errorf("%d acknowledgements of 100 entries", n)
+		}
+		f.Close()
+		for range 10 {
+			l.apply()
+			time.Sleep(time.Second)
+		}
+		if len(l.acks) != n {
+			t.Errorf("%d acknowledgements left without a floor", len(l.acks)-n)
+		}
+	})
+}
+
+// TestNewEpochIsAHurry: an agent whose lease ended with its log asks for another at once.
+func TestNewEpochIsAHurry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine(t)
+		h := l.holder(15 * time.Minute)
+		l.renew(t, h)
+		time.Sleep(time.Second)
+		l.set(func() { l.log = &tape{epoch: 2}; l.log.next(); l.applied = 1 })
+		l.apply()
+		synctest.Wait()
+		if h.Current() != nil {
+			t.Fatal("the lease of the log before is in force")
+		}
+		time.Sleep(200 * time.Millisecond)
+		synctest.Wait()
+		if h.Current() == nil {
+			t.Error("200 ms later there is no lease of the new log")
+		}
+	})
+}
