@@ -45,12 +45,13 @@ type Record struct {
 // version as associated data. Names are made with Name. All methods may be called at any time from
 // any goroutine; each is tried again for some seconds while the bus does not answer.
 type Bucket struct {
-	name   string
-	conn   *Conn
-	kv     jetstream.KeyValue
-	stream jetstream.Stream
-	sealer *keyring.Sealer
-	prefix string // of the stream's subjects
+	name     string
+	conn     *Conn
+	kv       jetstream.KeyValue
+	stream   jetstream.Stream
+	sealer   *keyring.Sealer
+	prefix   string // of the stream's subjects
+	versions *versions
 }
 
 const recordFormat = 0x01
@@ -68,7 +69,7 @@ const markerTTL = time.Minute
 // OpenBucket opens a bucket, and makes it where it is absent.
 func OpenBucket(ctx context.Context, c *Conn, name string, master *keyring.MasterKey, replicas int) (*Bucket, error) {
 	full := c.subjects.bucket(name)
-	b := &Bucket{name: name, conn: c, sealer: master.Sealer("bucket " + name), prefix: "$KV." + full + "."}
+	b := &Bucket{name: name, conn: c, versions: newVersions(), sealer: master.Sealer("bucket " + name), prefix: "$KV." + full + "."}
 	err := retry(ctx, func(ctx context.Context) (err error) {
 		b.kv, err = c.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
 			Bucket: full, Description: "sidekey: sealed " + name, History: 1, Storage: jetstream.FileStorage, Replicas: max(replicas, 1),
@@ -95,6 +96,21 @@ func (b *Bucket) Get(ctx context.Context, name string) (Record, error) {
 	if err := b.checkName(name); err != nil {
 		return Record{}, err
 	}
+	for tries := 1; ; tries++ {
+		rec, err := b.get(ctx, name)
+		if !errors.Is(err, ErrRollback) {
+			return rec, err
+		}
+		if tries == staleReads {
+			return Record{}, b.rolledBack(err)
+		}
+		if !sleep(ctx, staleReadWait) {
+			return Record{}, errors.Join(ctx.Err(), err)
+		}
+	}
+}
+
+func (b *Bucket) get(ctx context.Context, name string) (Record, error) {
 	var entry jetstream.KeyValueEntry
 	err := retry(ctx, func(ctx context.Context) (err error) {
 		entry, err = b.kv.Get(ctx, name)
@@ -106,11 +122,22 @@ func (b *Bucket) Get(ctx context.Context, name string) (Record, error) {
 	if err != nil {
 		return Record{}, fmt.Errorf("reading a record of bucket %s: %w", b.name, err)
 	}
-	_, value, err := b.open(name, entry.Value())
+	version, value, err := b.open(name, entry.Value())
 	if err != nil {
 		return Record{}, err
 	}
+	if err := b.judge(name, version, entry.Revision()); err != nil {
+		return Record{}, err
+	}
 	return Record{Name: name, Value: value, Revision: entry.Revision()}, nil
+}
+
+// rolledBack says that, and has the guard refuse from here on.
+func (b *Bucket) rolledBack(err error) error {
+	if g := b.versions.guard; g != nil {
+		g.trip(err)
+	}
+	return err
 }
 
 // Create writes a record that is not there, or gives ErrExists.
@@ -118,12 +145,49 @@ func (b *Bucket) Create(ctx context.Context, name string, value []byte) (uint64,
 	if err := b.checkName(name); err != nil {
 		return 0, err
 	}
-	sealed := b.seal(name, 1, value)
-	rev, err := b.write(ctx, func(ctx context.Context) (uint64, error) { return b.kv.Create(ctx, name, sealed) }, name, sealed)
-	if errors.Is(err, ErrConflict) {
-		return 0, ErrExists
+	version, err := b.freshVersion(ctx)
+	if err != nil {
+		return 0, err
 	}
-	return rev, err
+	// Where a marker stands, the version is taken from its place.
+	for behind := uint64(0); ; {
+		rev, err := b.write(ctx, name, value, version, behind)
+		if !errors.Is(err, ErrConflict) {
+			return rev, err
+		}
+		marker, err := b.marker(ctx, name)
+		if err != nil {
+			return 0, err
+		}
+		if marker == 0 || marker == behind {
+			return 0, ErrExists
+		}
+		behind, version = marker, max(version, marker+1)
+	}
+}
+
+// marker gives the sequence of the marker that a deleted record has left; 0: the record is there, or
+// nothing is.
+func (b *Bucket) marker(ctx context.Context, name string) (uint64, error) {
+	var m *jetstream.RawStreamMsg
+	err := retry(ctx, func(ctx context.Context) (err error) {
+		m, err = b.stream.GetLastMsgForSubject(ctx, b.prefix+name)
+		return err
+	})
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("reading a record of bucket %s: %w", b.name, err)
+	case isMarker(m):
+		return m.Sequence, nil
+	}
+	return 0, nil
+}
+
+// isMarker tells a deletion from a record.
+func isMarker(m *jetstream.RawStreamMsg) bool {
+	return m.Header.Get("KV-Operation") != "" || m.Header.Get("Nats-Marker-Reason") != ""
 }
 
 // Once gives a record's value, and makes the record with what fresh gives where it is absent. Of
@@ -152,8 +216,7 @@ func (b *Bucket) Update(ctx context.Context, name string, value []byte, revision
 	if revision == 0 { // which KV takes for "not there": no record has it
 		return 0, ErrConflict
 	}
-	sealed := b.seal(name, revision+1, value)
-	return b.write(ctx, func(ctx context.Context) (uint64, error) { return b.kv.Update(ctx, name, sealed, revision) }, name, sealed)
+	return b.write(ctx, name, value, revision+1, revision)
 }
 
 // Delete removes the record that has this revision, or gives ErrConflict.
@@ -192,21 +255,24 @@ func (b *Bucket) checkName(name string) error {
 
 // write is a compare-and-set whose answer may be lost: a conflict at the second attempt may be with
 // our own first one, which then stands there byte for byte.
-func (b *Bucket) write(ctx context.Context, put func(context.Context) (uint64, error), name string, sealed []byte) (rev uint64, err error) {
+func (b *Bucket) write(ctx context.Context, name string, value []byte, version, revision uint64) (rev uint64, err error) {
+	sealed := b.seal(name, version, value)
 	tried := 0
 	err = retry(ctx, func(ctx context.Context) (err error) {
 		tried++
-		rev, err = put(ctx)
+		rev, err = b.kv.Update(ctx, name, sealed, revision)
 		return err
 	})
 	if !wrongRevision(err) {
 		if err != nil {
 			return 0, fmt.Errorf("writing a record of bucket %s: %w", b.name, err)
 		}
+		b.note(name, version, rev)
 		return rev, nil
 	}
 	if tried > 1 {
 		if now, err := b.kv.Get(ctx, name); err == nil && string(now.Value()) == string(sealed) {
+			b.note(name, version, now.Revision())
 			return now.Revision(), nil
 		}
 	}
@@ -224,10 +290,17 @@ func (b *Bucket) List(ctx context.Context, filter string) ([]Record, error) {
 	var recs []Record
 	err := b.each(ctx, filter, func(m *jetstream.RawStreamMsg) error {
 		name := strings.TrimPrefix(m.Subject, b.prefix)
-		_, value, err := b.open(name, m.Data)
-		if err == nil {
-			recs = append(recs, Record{Name: name, Value: value, Revision: m.Sequence})
+		version, value, err := b.open(name, m.Data)
+		if err != nil {
+			return err
 		}
+		rec := Record{Name: name, Value: value, Revision: m.Sequence}
+		if b.judge(name, version, m.Sequence) != nil {
+			if rec, err = b.Get(ctx, name); errors.Is(err, ErrNotFound) { // it looks again, and says so
+				return nil
+			}
+		}
+		recs = append(recs, rec)
 		return err
 	})
 	return recs, err
@@ -256,7 +329,7 @@ func (b *Bucket) each(ctx context.Context, filter string, fn func(*jetstream.Raw
 			return fmt.Errorf("listing bucket %s: %w", b.name, err)
 		}
 		for _, m := range msgs {
-			if m.Header.Get("KV-Operation") != "" || m.Header.Get("Nats-Marker-Reason") != "" {
+			if isMarker(m) {
 				continue
 			}
 			if err := fn(m); err != nil {

@@ -1,0 +1,227 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Guard keeps, on an issuer's own disk, how far every state bucket had come when this issuer last saw
+// it (DESIGN §4.6): the bus cannot read or write a record, but its owner can put an old disk back. The
+// file is a JSON object of bucket names and revisions:
+//
+//	{"sessions": 412, "users": 17}
+//
+// It is written at most once a second and at the end, so it may be a second behind, never ahead.
+type Guard struct {
+	path string
+	log  func(error) // called once, at the first rollback
+
+	mu      sync.Mutex
+	high    map[string]uint64
+	written map[string]uint64
+	err     error
+	changed chan struct{} // holds one while there is something to write
+}
+
+// OpenGuard reads the file; absent, nothing is known. rolledBack is called once, if a bucket is found
+// to be behind while this process uses it.
+func OpenGuard(path string, rolledBack func(error)) (*Guard, error) {
+	g := &Guard{path: path, log: rolledBack, high: make(map[string]uint64), changed: make(chan struct{}, 1)}
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return g, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &g.high)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the revisions that were seen, %s: %w; if you know that no old state was put back on the bus, remove the file", path, err)
+	}
+	return g, nil
+}
+
+// Err tells whether a bucket was rolled back: then nothing that it holds may be believed.
+func (g *Guard) Err() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.err
+}
+
+// Run writes the file as buckets move, until ctx ends.
+func (g *Guard) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-g.changed:
+		case <-ctx.Done():
+			return g.Close()
+		}
+		if err := g.write(); err != nil {
+			return err
+		}
+		if !sleep(ctx, time.Second) {
+			return g.Close()
+		}
+	}
+}
+
+// Close writes what is known now. It may be called twice.
+func (g *Guard) Close() error { return g.write() }
+
+func (g *Guard) write() error {
+	g.mu.Lock()
+	text, err := json.Marshal(g.high)
+	g.mu.Unlock()
+	if err == nil {
+		err = WriteFile(g.path, append(text, '\n'))
+	}
+	if err != nil {
+		return fmt.Errorf("writing the revisions that were seen: %w", err)
+	}
+	return nil
+}
+
+func (g *Guard) note(bucket string, revision uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if revision <= g.high[bucket] {
+		return
+	}
+	g.high[bucket] = revision
+	select {
+	case g.changed <- struct{}{}:
+	default:
+	}
+}
+
+// trip refuses from here on.
+func (g *Guard) trip(err error) {
+	g.mu.Lock()
+	first := g.err == nil
+	if first {
+		g.err = err
+	}
+	g.mu.Unlock()
+	if first && g.log != nil {
+		g.log(err)
+	}
+}
+
+// putBack is an ErrRollback of a bucket, in its own words.
+type putBack string
+
+func (e putBack) Error() string        { return string(e) }
+func (e putBack) Is(target error) bool { return target == ErrRollback }
+
+// check compares a bucket with what was seen of it before.
+func (g *Guard) check(bucket string, last uint64) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if seen := g.high[bucket]; last < seen {
+		return putBack(fmt.Sprintf("bucket %s stands at revision %d, and this issuer has seen %d: an old state was put back on the bus; put the newer one back, or, if you restored a backup on purpose, remove %s", bucket, last, seen, g.path))
+	}
+	return nil
+}
+
+// Bounds of what a Bucket remembers.
+const (
+	rememberedRecords = 16384         // newest versions seen, by name
+	lastSeqAge        = markerTTL / 2 // of what is known of the stream's end
+	staleReads        = 5             // reads of an older version, before it is called a rollback:
+	staleReadWait     = shorterWait   // a replica that answers may be late
+)
+
+// versions is what a process knows of a bucket's records: a record may come with a later version
+// than that, never with an earlier one.
+type versions struct {
+	guard *Guard // nil: no bucket is compared over a restart
+	seen  *lru.Cache[string, uint64]
+
+	mu   sync.Mutex
+	last uint64 // sequence of the stream, as of
+	at   time.Time
+}
+
+func newVersions() *versions {
+	seen, err := lru.New[string, uint64](rememberedRecords)
+	if err != nil {
+		panic("bus: " + err.Error()) // the size is a constant above 0
+	}
+	return &versions{seen: seen}
+}
+
+// Watch compares the bucket with what this issuer has seen before, and keeps what it sees from here
+// on. ErrRollback: it is behind.
+func (b *Bucket) Watch(ctx context.Context, g *Guard) error {
+	last, err := b.lastSeq(ctx)
+	if err != nil {
+		return err
+	}
+	if err := g.check(b.name, last); err != nil {
+		return err
+	}
+	b.versions.guard = g
+	g.note(b.name, last)
+	return nil
+}
+
+// lastSeq asks for the stream's last sequence.
+func (b *Bucket) lastSeq(ctx context.Context) (uint64, error) {
+	var info *jetstream.StreamInfo
+	err := retry(ctx, func(ctx context.Context) (err error) {
+		info, err = b.stream.Info(ctx)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("reading the state of bucket %s: %w", b.name, err)
+	}
+	v := b.versions
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.last, v.at = max(v.last, info.State.LastSeq), time.Now()
+	return info.State.LastSeq, nil
+}
+
+// freshVersion is above every version that a record which is now gone can have had. Versions are
+// below their revisions; what is gone left a marker for longer than lastSeqAge, so a sequence that
+// old, where there is no marker, is behind all of them.
+func (b *Bucket) freshVersion(ctx context.Context) (uint64, error) {
+	v := b.versions
+	v.mu.Lock()
+	last, fresh := v.last, time.Since(v.at) < lastSeqAge
+	v.mu.Unlock()
+	if fresh {
+		return last + 1, nil
+	}
+	last, err := b.lastSeq(ctx)
+	return last + 1, err
+}
+
+// note remembers a version that was written or read at a revision.
+func (b *Bucket) note(name string, version, revision uint64) {
+	v := b.versions
+	if was, ok := v.seen.Peek(name); !ok || was < version {
+		v.seen.Add(name, version)
+	}
+	if v.guard != nil {
+		v.guard.note(b.name, revision)
+	}
+}
+
+// judge refuses a record that is older than one that this process has seen under its name, or than
+// its own place: somebody put it there again.
+func (b *Bucket) judge(name string, version, revision uint64) error {
+	was, ok := b.versions.seen.Get(name)
+	if version <= revision && (!ok || was <= version) {
+		b.note(name, version, revision)
+		return nil
+	}
+	return putBack(fmt.Sprintf("record %s of bucket %s has version %d at revision %d, and version %d was there before: an old record was put back on the bus", name, b.name, version, revision, was))
+}

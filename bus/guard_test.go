@@ -1,0 +1,139 @@
+package bus_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/bustest"
+)
+
+func openGuard(t *testing.T, path string) *bus.Guard {
+	t.Helper()
+	g, err := bus.OpenGuard(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// TestOldStorePutBack: the bus's disk is put back to what it was; an issuer that has seen more refuses
+// the bucket, and names what to do. A bucket that has moved on is taken.
+func TestOldStorePutBack(t *testing.T) {
+	b := bustest.Start(t)
+	path := filepath.Join(t.TempDir(), "revisions")
+	users := b.Bucket(t, bus.BucketUsers)
+	g := openGuard(t, path)
+	if err := users.Watch(t.Context(), g); err != nil {
+		t.Fatal(err)
+	}
+	rev := create(t, users, bus.Name("alice"), "enabled")
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b.Stop()
+	old := filepath.Join(t.TempDir(), "old")
+	if err := os.CopyFS(old, os.DirFS(b.Dir())); err != nil {
+		t.Fatal(err)
+	}
+	b.Restart(t)
+	if err := b.Bucket(t, bus.BucketUsers).Watch(t.Context(), openGuard(t, path)); err != nil {
+		t.Errorf("Watch of what was seen: %v", err)
+	}
+	if _, err := users.Update(t.Context(), bus.Name("alice"), []byte("disabled"), rev); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(g.Close(), g.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v (%v), want 0600", info.Mode(), err)
+	}
+	b.Stop()
+	if err := errors.Join(os.RemoveAll(b.Dir()), os.CopyFS(b.Dir(), os.DirFS(old))); err != nil {
+		t.Fatal(err)
+	}
+	b.Restart(t)
+	err := b.Bucket(t, bus.BucketUsers).Watch(t.Context(), openGuard(t, path))
+	if !errors.Is(err, bus.ErrRollback) || !strings.Contains(err.Error(), "remove "+path) {
+		t.Errorf("Watch of an old store: got %v, want ErrRollback and what to do", err)
+	}
+	// The process that was there all the time finds out by the record.
+	if rec, err := users.Get(t.Context(), bus.Name("alice")); !errors.Is(err, bus.ErrRollback) || !errors.Is(g.Err(), bus.ErrRollback) {
+		t.Errorf("Get of an old record: got %q, %v and the guard %v, want ErrRollback twice", rec.Value, err, g.Err())
+	}
+	if recs, err := users.List(t.Context(), ""); !errors.Is(err, bus.ErrRollback) {
+		t.Errorf("List of an old record: got %d, %v, want ErrRollback", len(recs), err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Bucket(t, bus.BucketUsers).Watch(t.Context(), openGuard(t, path)); err != nil {
+		t.Errorf("Watch after the operator's word: %v", err)
+	}
+	if err := os.WriteFile(path, []byte("torn"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bus.OpenGuard(path, nil); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("OpenGuard of a torn file: got %v, want its name", err)
+	}
+}
+
+// TestGuardAllowsWhatIsNew: deletion and making anew, by any issuer, are no rollback.
+func TestGuardAllowsWhatIsNew(t *testing.T) {
+	b := bustest.Start(t)
+	one, two := b.Bucket(t, bus.BucketUsers), b.Bucket(t, bus.BucketUsers)
+	name := bus.Name("alice")
+	for n := range 5 {
+		rev := create(t, one, name, "a")
+		for range 3 {
+			rec, err := two.Get(t.Context(), name)
+			if err != nil || rec.Revision != rev {
+				t.Fatalf("round %d: got revision %d, %v, want %d", n, rec.Revision, err, rev)
+			}
+			if rev, err = two.Update(t.Context(), name, []byte("b"), rev); err != nil {
+				t.Fatal(err)
+			}
+			if rec, err := one.Get(t.Context(), name); err != nil || rec.Revision != rev {
+				t.Fatalf("round %d: got revision %d, %v, want %d", n, rec.Revision, err, rev)
+			}
+		}
+		if err := two.Delete(t.Context(), name, rev); err != nil {
+			t.Fatal(err)
+		}
+		one, two = two, one
+	}
+}
+
+// TestGuardRun: the file follows the buckets without being asked.
+func TestGuardRun(t *testing.T) {
+	b := bustest.Start(t)
+	path := filepath.Join(t.TempDir(), "revisions")
+	g := openGuard(t, path)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- g.Run(ctx) }()
+	users := b.Bucket(t, bus.BucketUsers)
+	if err := users.Watch(t.Context(), g); err != nil {
+		t.Fatal(err)
+	}
+	create(t, users, bus.Name("alice"), "a")
+	eventually(t, "the revision on the disk", func() bool {
+		text, _ := os.ReadFile(path)
+		return string(text) == "{\"users\":1}\n"
+	})
+	create(t, users, bus.Name("bob"), "a")
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "{\"users\":2}\n" {
+		t.Errorf("at the end: got %q, %v", text, err)
+	}
+}
