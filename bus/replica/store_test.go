@@ -132,7 +132,7 @@ func rewrite(t testing.TB, dir, name string, change func([]byte) []byte) {
 func copied(t testing.TB, dir string) string {
 	t.Helper()
 	to := t.TempDir()
-	for _, name := range []string{"checkpoint", "journal"} { // in the order in which they are replaced
+	for _, name := range []string{"journal", "checkpoint"} { // a newer checkpoint with an older journal is what a crash may leave
 		data, err := os.ReadFile(filepath.Join(dir, name))
 		if errors.Is(err, os.ErrNotExist) {
 			continue
@@ -376,6 +376,39 @@ func TestStoreKeep(t *testing.T) {
 		t.Errorf("Restore of what a crash left: got %v, %v, ready %v", ok, err, crashed.Snapshot().Ready)
 	}
 	eventuallyGoroutines(t, before)
+}
+
+// TestStoreSavesWhileApplying: whenever the process dies, all that was applied comes back, also what
+// came while a Save was under way.
+func TestStoreSavesWhileApplying(t *testing.T) {
+	p, l := saved(t)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if err := p.store.Save(p.Replica); err != nil {
+					t.Errorf("Save: %v", err)
+				}
+			}
+		}
+	}()
+	run := start(t, p.Replica, l)
+	for n := range 150 {
+		pos := mustAppend(t, l, revocation(fmt.Sprint(n)))
+		wait(t, p.Replica, pos.Seq)
+		q := begin(t, copied(t, p.dir))
+		if ok, err := q.store.Restore(q.Replica); !ok || err != nil || q.Snapshot().Position.Seq < pos.Seq {
+			t.Fatalf("Restore after entry %d was applied: got %v, %v, at %d", pos.Seq, ok, err, q.Snapshot().Position.Seq)
+		}
+		q.store.Close()
+	}
+	close(stop)
+	<-stopped
+	run.stop()
 }
 
 func eventuallyGoroutines(t testing.TB, n int) {
