@@ -14,7 +14,7 @@ import (
 // for the token itself is not sent. A bare jti is judged by its revocation alone.
 func (a *Agent) Answer(q bus.Question) bus.Answer {
 	at := a.look()
-	v := a.settled(&at, a.judgeQuestion(&at, &q), &Query{})
+	v := a.settle(&at, a.judgeQuestion(&at, &q), &Query{})
 	return bus.Answer{
 		Position: bus.Position{Epoch: at.snap.Position.Epoch, Seq: v.Seq},
 		Status:   v.Status, Reason: string(v.Reason), Serving: v.Serving, Cached: a.cache.holds(q.Token),

@@ -77,11 +77,28 @@ type view struct {
 // before the rest, then judge reads ring and revocations, last settle looks whether that same lease
 // still lives. A revocation is visible to judge before a snapshot that covers it is, so
 // a verdict never claims a sequence whose revocations it has not seen.
+//
+// An entry may be applied, acknowledged and reported as known to every agent while a check is under
+// way that has not seen it. So a check over whose course a newer snapshot came is done again: what
+// is accepted is accepted by the newest one there is when it is decided.
 func (a *Agent) Verify(token string, q Query) Verdict {
-	at := a.look()
-	v := a.judge(&at, token, &q)
-	return a.settle(&at, v, &q)
+	var v Verdict
+	for range maxLooks {
+		at := a.look()
+		v = a.settle(&at, a.judge(&at, token, &q), &q)
+		if !v.Active() && v.Status != http.StatusForbidden || a.replica.Snapshot() == at.snap {
+			a.metrics.verdict(v.Reason)
+			return v
+		}
+	}
+	// The log runs faster than a token is checked. Fails closed.
+	v = Verdict{Seq: v.Seq}.unavailable(Stale)
+	a.metrics.verdict(v.Reason)
+	return v
 }
+
+// maxLooks bounds how often one check is done again.
+const maxLooks = 8
 
 // look takes the snapshot, once, and the time. Time is never behind the log: a wall clock that
 // lags would accept what has expired for everybody else (DESIGN §3).
@@ -127,13 +144,6 @@ func (a *Agent) judge(at *view, token string, q *Query) Verdict {
 // may cover an entry that judge did not see. Without one even a refusal says too much: a key that is
 // unknown here may be known to everybody else.
 func (a *Agent) settle(at *view, v Verdict, q *Query) Verdict {
-	v = a.settled(at, v, q)
-	a.metrics.verdict(v.Reason)
-	return v
-}
-
-// settled is settle for what is no request, and not counted as one.
-func (a *Agent) settled(at *view, v Verdict, q *Query) Verdict {
 	if v.Status != http.StatusServiceUnavailable {
 		now := a.clock()
 		switch {

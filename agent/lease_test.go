@@ -192,3 +192,28 @@ func TestNeedsLeases(t *testing.T) {
 		t.Errorf("New without leases: got %v", err)
 	}
 }
+
+// TestAppliedDuringCheck: an entry that is applied while a check is under way, and may be acknowledged
+// before its answer leaves, is seen by that check.
+func TestAppliedDuringCheck(t *testing.T) {
+	w := newWorld(t)
+	p := &pausing{Replica: w.rep, between: func() {}}
+	w.build(p)
+	token := w.token()
+	var once bool
+	p.between = func() {
+		if !once {
+			once = true
+			w.apply(&bus.Revocation{ID: idOf(t, token), ExpiresAt: 1 << 40})
+		}
+	}
+	if v := w.agent.Verify(token, agent.Query{}); v.Status != 401 || v.Reason != keyring.Revoked {
+		t.Errorf("got %d %s, want 401 revoked", v.Status, v.Reason)
+	}
+	// A log that never stands still: the check gives up, and vouches for nobody.
+	other := w.token()
+	p.between = func() { w.apply(&bus.Revocation{ID: "another", ExpiresAt: 1 << 40}) }
+	if v := w.agent.Verify(other, agent.Query{}); v.Status != 503 {
+		t.Errorf("while the log runs: got %d %s, want 503", v.Status, v.Reason)
+	}
+}

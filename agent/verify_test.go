@@ -125,7 +125,11 @@ func refusals() []refusal {
 		{"changed signature", keyring.BadSignature, func(w *world) string {
 			token := w.token()
 			at := len(token) - 9
-			return token[:at] + string(token[at]^1) + token[at+1:]
+			other := "A"
+			if token[at] == 'A' {
+				other = "B"
+			}
+			return token[:at] + other + token[at+1:]
 		}},
 		{"expired", keyring.Expired, edit(func(c *keyring.Claims) { c.ExpiresAt = keyring.At(time.Now().Add(-6 * time.Second)) })},
 		{"nbf ahead", keyring.NotYetValid, edit(func(c *keyring.Claims) { c.NotBefore = keyring.At(time.Now().Add(time.Minute)) })},

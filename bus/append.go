@@ -177,21 +177,6 @@ func (l *Log) Fresh(seq uint64, d time.Duration) bool {
 	return false
 }
 
-// Pulse appends ticks until ctx ends. A failure is logged once per turn and tried again.
-func (l *Log) Pulse(ctx context.Context) {
-	for {
-		tctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		_, err := l.Tick(tctx)
-		cancel()
-		if err != nil && ctx.Err() == nil {
-			l.conn.log.Warn("could not append a tick, trying again", "error", err)
-		}
-		if !sleep(ctx, TickEvery) {
-			return
-		}
-	}
-}
-
 func (l *Log) submit(req *request) (Cursor, error) {
 	if len(req.facts) == 0 {
 		return Cursor{}, errors.New("appending to the log: there is nothing to append")

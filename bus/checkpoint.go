@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -36,6 +37,8 @@ type manifest struct {
 	First  uint64 `json:"first"` // sequence of its first chunk in the checkpoint stream
 	Chunks int    `json:"chunks"`
 	Size   int    `json:"size"`
+	Time   int64  `json:"time"`   // when it was written, milliseconds since 1970
+	Grants uint64 `json:"grants"` // the last sequence of the grants stream then
 	Held   int    `json:"held"`   // of Size, the last bytes: who may hold leases (lease.Holding), for issuers
 	SHA256 []byte `json:"sha256"` // of the image
 	// The newest sequence of each kind, which outlives the purge of that entry: AppendIf asks for it.
@@ -210,9 +213,14 @@ func (l *Log) WriteCheckpoint(ctx context.Context, at Cursor, image, held []byte
 	if err != nil {
 		return err
 	}
+	grants, err := l.conn.lastSeq(ctx, l.conn.subjects.grantsStream())
+	if err != nil {
+		return err
+	}
 	content := slices.Concat(image, held)
 	sum := sha256.Sum256(content)
-	m := &manifest{Position: at.Position, Chain: at.Chain, ID: nuid.Next(), Size: len(content), Held: len(held), SHA256: sum[:], Last: last}
+	m := &manifest{Position: at.Position, Chain: at.Chain, ID: nuid.Next(), Size: len(content), Held: len(held), SHA256: sum[:], Last: last,
+		Time: l.cfg.Now().UnixMilli(), Grants: grants}
 	for rest := content; len(rest) > 0; m.Chunks++ {
 		n := min(chunkSize, len(rest))
 		seq, err := l.publishPiece(ctx, &nats.Msg{Subject: l.conn.subjects.chunk(m.ID), Data: rest[:n]})
@@ -235,7 +243,7 @@ func (l *Log) WriteCheckpoint(ctx context.Context, at Cursor, image, held []byte
 	if previous == nil {
 		return nil
 	}
-	return l.purge(ctx, previous)
+	return l.purge(ctx, previous, m.Time)
 }
 
 // publishPiece writes one message of the checkpoint stream. A piece that is written twice, because
@@ -252,12 +260,21 @@ func (l *Log) publishPiece(ctx context.Context, msg *nats.Msg) (seq uint64, err 
 	return seq, err
 }
 
-// purge forgets the log behind a checkpoint, and the checkpoints before it.
-func (l *Log) purge(ctx context.Context, oldest *manifest) error {
-	for _, p := range []struct {
+// grantsSlack is far longer than it takes from writing a list of grants to appending its tick.
+const grantsSlack = time.Minute
+
+// purge forgets the log behind a checkpoint, the checkpoints before it, and the lists of grants whose
+// ticks are behind it.
+func (l *Log) purge(ctx context.Context, oldest *manifest, now int64) error {
+	type piece struct {
 		stream string
 		before uint64
-	}{{l.conn.subjects.logStream(), oldest.Seq + 1}, {l.conn.subjects.checkpointStream(), oldest.First}} {
+	}
+	pieces := []piece{{l.conn.subjects.logStream(), oldest.Seq + 1}, {l.conn.subjects.checkpointStream(), oldest.First}}
+	if now-oldest.Time > grantsSlack.Milliseconds() {
+		pieces = append(pieces, piece{l.conn.subjects.grantsStream(), oldest.Grants + 1})
+	}
+	for _, p := range pieces {
 		err := retry(ctx, func(ctx context.Context) error {
 			s, err := l.conn.js.Stream(ctx, p.stream)
 			if err != nil {

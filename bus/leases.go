@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -98,9 +97,6 @@ func (c *Conn) Listen(lease, ack func(Spoken)) (stop func(), err error) {
 	}, nil
 }
 
-// grantsAge is how long a list of grants is kept: longer than any lease lasts.
-const grantsAge = 25 * time.Hour
-
 func (c *Conn) grantsStream(replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name:        c.subjects.grantsStream(),
@@ -108,8 +104,7 @@ func (c *Conn) grantsStream(replicas int) jetstream.StreamConfig {
 		Subjects:    []string{c.subjects.grants()},
 		Storage:     jetstream.FileStorage,
 		Retention:   jetstream.LimitsPolicy,
-		Discard:     jetstream.DiscardOld,
-		MaxAge:      grantsAge,
+		Discard:     jetstream.DiscardNew, // dropped behind a checkpoint, which has what still counts, and never by age
 		Replicas:    replicas,
 		AllowDirect: true,
 	}

@@ -110,6 +110,7 @@ func (i *Issuer) refreshUser(ctx context.Context, rec *userRecord, revision uint
 // begin writes the session's record, while the access token is being signed, and gives its first
 // tokens. Sessions begun at the same moment may exceed the limit by their number.
 func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64) (*Tokens, error) {
+	settle := i.vouch()
 	key, err := i.signer(ctx)
 	if err != nil {
 		return nil, err
@@ -143,6 +144,9 @@ func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64) (*Toke
 	tokens, err := signing()
 	if err != nil {
 		return nil, fmt.Errorf("signing for session %q: %w", s.ID, err)
+	}
+	if err := settle(); err != nil { // one that stood still meanwhile may have signed with a key retired since
+		return nil, err
 	}
 	i.audit.Info("session began", "sub", s.Subject, "sid", s.ID, "jti", s.AccessID, "client_id", s.ClientID, "session_seq", s.Seq, "kid", key.ID())
 	return tokens, nil

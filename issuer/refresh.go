@@ -38,9 +38,16 @@ func (i *Issuer) doRefresh(ctx context.Context, token string) (*Tokens, error) {
 	defer turn.Unlock()
 	at := &presented{Token: t, rr: rr}
 	for attempt := range maxAttempts {
+		settle := i.vouch()
 		tokens, err := i.exchange(ctx, at)
+		if err == nil {
+			err = settle() // one that stood still meanwhile may have signed with a key retired since
+		}
+		if err == nil {
+			return tokens, nil
+		}
 		if !errors.Is(err, errAgain) {
-			return tokens, err
+			return nil, err
 		}
 		if !pause(ctx, attempt) {
 			break

@@ -335,8 +335,10 @@ func (b *Bookkeeper) take(ctx context.Context, n noted) error {
 	var list List
 	if t, ok := n.entry.Fact.(*bus.Tick); ok && t.Grants != nil {
 		body, err := b.Grants(ctx, t.ListSeq, t.Grants)
-		if (errors.Is(err, bus.ErrNotFound) || errors.Is(err, bus.ErrForged)) && time.Since(t.At()) > MaxLength {
-			err, body = nil, []byte("{}") // gone, or another stands in its place: no lease lasts that long
+		if (errors.Is(err, bus.ErrNotFound) || errors.Is(err, bus.ErrForged)) && shortest(n.seen, b.clock()) > MaxLength {
+			// Gone, or another stands in its place: this issuer has stood still for as long as a lease
+			// lasts. Not by the tick's date: another machine's clock, and a step of our own, prove nothing.
+			err, body = nil, []byte("{}")
 		}
 		if err != nil {
 			return err

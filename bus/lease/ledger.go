@@ -64,12 +64,19 @@ const merged = 16
 // as all of them; and of those that never end only the first, which says it all.
 func (r *run) grant(g GrantedAt, seen Reading) {
 	for i := range r.grants {
-		if have := &r.grants[i]; have.Position == g.Position || have.Mode == Serve && g.Mode == Serve {
+		switch have := &r.grants[i]; {
+		case have.GrantedAt == g:
+			return // the same tick, read again; another length or mode of the same tick is another lease
+		case have.Mode == Serve && g.Mode == Serve:
+			if g.Position.Before(have.Position) {
+				have.Position = g.Position
+			}
 			return
 		}
 	}
 	if n := len(r.grants); n > 0 {
-		if last := &r.grants[n-1]; last.Mode == Refuse && g.Mode == Refuse && last.Length == g.Length && longest(last.first, seen) < g.Length/merged {
+		if last := &r.grants[n-1]; last.Mode == Refuse && g.Mode == Refuse && last.Length == g.Length &&
+			!g.Position.Before(last.Position) && longest(last.first, seen) < g.Length/merged {
 			last.read = seen
 			return
 		}
@@ -190,7 +197,7 @@ func (l *Ledger) Acknowledge(a Ack) {
 	l.mu.Lock()
 	r := l.runs[key(a.Agent, a.Run)]
 	l.mu.Unlock()
-	if r == nil {
+	if r == nil || a.Run == anyRun {
 		return // it holds no lease that is known here: nobody waits for it
 	}
 	l.change(func(Reading) {
@@ -229,7 +236,8 @@ type Receipt struct {
 func (r *Receipt) Settled() bool { return r != nil && len(r.Pending) == 0 }
 
 // Receipt gives the receipt of the entry at a position, as it stands now; nil until log and grants
-// are read up to it. self is this issuer, which has read the entry itself.
+// are read up to it. self is the run of this issuer, which has read the entry itself; another process
+// under its name has not.
 func (l *Ledger) Receipt(at bus.Position, self string) *Receipt {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -242,7 +250,7 @@ func (l *Ledger) Receipt(at bus.Position, self string) *Receipt {
 	var longestLeft time.Duration
 	never := false
 	for _, r := range l.runs {
-		if r.issuer && r.agent == self {
+		if r.issuer && r.id == self {
 			continue
 		}
 		place, left := r.place(at, now)
@@ -306,13 +314,16 @@ func (r *run) place(at bus.Position, now Reading) (place int, left time.Duration
 	return place, left
 }
 
+// anyRun stands for runs of which nothing is known. No run may call itself so.
+const anyRun = "*"
+
 // Blanket gives the Holdings of agents of whose leases nothing is known any more, since the log that
 // recorded them is lost: each may hold the longest one there is (PROTOCOL 5). No run of theirs can be
 // told from another, so none of them is settled by an acknowledgement.
 func Blanket(agents []string, at bus.Position) []Holding {
 	held := make([]Holding, 0, len(agents))
 	for _, name := range agents {
-		held = append(held, Holding{Agent: name, Run: "*", Grants: []GrantedAt{{Position: at, Length: MaxLength, Mode: Refuse}}})
+		held = append(held, Holding{Agent: name, Run: anyRun, Grants: []GrantedAt{{Position: at, Length: MaxLength, Mode: Refuse}}})
 	}
 	return held
 }

@@ -51,7 +51,7 @@ func (b *book) acks(agent, run string, at bus.Cursor) {
 // want checks a receipt, written as "applied | fenced | pending | serving".
 func (b *book) want(t testing.TB, when string, at bus.Cursor, want string) {
 	t.Helper()
-	rec := b.Receipt(at.Position, "issuer-1")
+	rec := b.Receipt(at.Position, "own")
 	got := "nil"
 	if rec != nil {
 		got = fmt.Sprint(rec.Applied, " | ", rec.Fenced, " | ", rec.Pending, " | ", rec.Serving)
@@ -181,6 +181,49 @@ func TestIssuers(t *testing.T) {
 	b.want(t, "before its fence", later, "[] | [] | [issuer-2] | []")
 	b.clock.pass(1)
 	b.want(t, "after 5 s without a tick", later, "[] | [issuer-2] | [] | []")
+}
+
+// TestIssuerOfTheSameName: another process under this issuer's name is another run, and waited for.
+func TestIssuerOfTheSameName(t *testing.T) {
+	b := newBook()
+	b.readsTick(bus.Tick{Issuer: "issuer-1", Run: "own"})
+	b.readsTick(bus.Tick{Issuer: "issuer-1", Run: "paused"})
+	at := b.reads()
+	b.want(t, "at once", at, "[] | [] | [issuer-1] | []")
+	b.clock.pass(6 * time.Second)
+	b.want(t, "after its lease", at, "[] | [issuer-1] | [] | []")
+}
+
+// TestTwoLeasesOfOneTick: a run that asks twice before a tick, the second time for more, is granted both.
+func TestTwoLeasesOfOneTick(t *testing.T) {
+	b := newBook()
+	b.reads(asks("web-1", "a", time.Second), asks("web-1", "a", time.Minute))
+	at := b.reads()
+	b.clock.pass(2 * time.Second)
+	b.want(t, "after the shorter one", at, "[] | [] | [web-1] | []")
+	b.clock.pass(time.Minute)
+	b.want(t, "after both", at, "[] | [web-1] | [] | []")
+	serving := asks("web-2", "b", time.Second)
+	serving.Mode = lease.Serve
+	b.reads(asks("web-2", "b", time.Second), serving)
+	at = b.reads()
+	b.clock.pass(time.Hour)
+	if rec := b.Receipt(at.Position, "own"); len(rec.Serving) != 1 {
+		t.Errorf("refuse, then serve, in one tick: got %+v, want it to be serving", rec)
+	}
+}
+
+// TestNobodyIsAny: no process may call itself by the name that stands for those of which nothing is known.
+func TestNobodyIsAny(t *testing.T) {
+	b := newBook()
+	b.Restore(b.reads(), lease.Blanket([]string{"web-1"}, bus.Position{Epoch: 1}))
+	at := b.reads()
+	b.acks("web-1", "*", at)
+	b.want(t, "an acknowledgement of run *", at, "[] | [] | [web-1] | []")
+	req := asks("web-1", "*", time.Minute)
+	if err := req.Check(); err == nil {
+		t.Error("a lease request of run * is taken")
+	}
 }
 
 // TestAcknowledgementsThatDoNotCount: what an agent, or somebody for it, says beside the truth.

@@ -260,13 +260,12 @@ func TestAnswersRefused(t *testing.T) {
 		"of another chain":  func(l *line) { l.answer = func(g *lease.Grant) { g.Chain[0] ^= 1 } },
 		"of another epoch":  func(l *line) { l.answer = func(g *lease.Grant) { g.Epoch++ } },
 		"of the future":     func(l *line) { l.answer = func(g *lease.Grant) { g.Seq++ } },
-		"an earlier answer": func(l *line) {
+		"the first answer to every question": func(l *line) {
 			var first *bus.Spoken
 			l.sent = func(s *bus.Spoken) {
 				if first == nil {
 					kept := *s
 					first = &kept
-					*s = bus.Spoken{Body: []byte("{}")}
 					return
 				}
 				*s = *first
@@ -281,10 +280,10 @@ func TestAnswersRefused(t *testing.T) {
 			l.renew(t, h)
 			time.Sleep(time.Minute)
 			synctest.Wait()
-			if h.Current() != nil {
+			if cur := h.Current(); cur != nil && cur.Live(l.now()) {
 				t.Errorf("%s: it became a lease", name)
 			}
-			if name != "an earlier answer" && len(l.asked) < 3 {
+			if len(l.asked) < 3 {
 				t.Errorf("%s: asked again only %d times in a minute", name, len(l.asked))
 			}
 		})

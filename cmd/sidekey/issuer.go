@@ -67,6 +67,7 @@ func (a *app) issuerCommand() *cobra.Command {
 type issuerProcess struct {
 	cfg     Config
 	log     hclog.Logger
+	runID   string // this process, as its ticks name it
 	closers []func()
 
 	identity   *bus.Identity // nil: it joined no other issuer
@@ -76,6 +77,7 @@ type issuerProcess struct {
 	conn       *bus.Conn
 	authority  *keyring.Authority
 	buckets    map[string]*bus.Bucket
+	guard      *bus.Guard
 	store      *replica.Store // this issuer's own copy of the log
 	entries    *bus.Log
 	replica    *replica.Replica
@@ -98,7 +100,7 @@ func openIssuer(ctx context.Context, cfg Config, id *bus.Identity, log hclog.Log
 	if id != nil {
 		cfg.Agent.Name = id.Name
 	}
-	p = &issuerProcess{cfg: cfg, log: log, identity: id, buckets: map[string]*bus.Bucket{}, opened: make(chan struct{})}
+	p = &issuerProcess{cfg: cfg, log: log, runID: randomToken()[:22], identity: id, buckets: map[string]*bus.Bucket{}, opened: make(chan struct{})}
 	opened := p // a return sets p to nil before it is closed
 	defer func() {
 		if err != nil {
@@ -186,12 +188,26 @@ func (p *issuerProcess) openBus(ctx context.Context) error {
 
 // openState opens the sealed buckets, and what the issuers share in them: the authority's key and the admin token.
 func (p *issuerProcess) openState(ctx context.Context) (err error) {
+	p.guard, err = bus.OpenGuard(filepath.Join(p.cfg.DataDir, revisionsFile), func(err error) {
+		p.log.Error("THE STATE ON THE BUS WAS ROLLED BACK; this issuer makes and checks no token any more", "error", err)
+	})
+	if err != nil {
+		return err
+	}
+	p.onClose(func() {
+		if err := p.guard.Close(); err != nil {
+			p.log.Error("could not write the revisions that were seen", "error", err)
+		}
+	})
 	for _, name := range []string{
 		bus.BucketUsers, bus.BucketSubjects, bus.BucketSessions, bus.BucketClients, bus.BucketKeys,
 		bus.BucketAgents, bus.BucketIssuers, bus.BucketJoins,
 	} {
 		if p.buckets[name], err = bus.OpenBucket(ctx, p.conn, name, p.master, 1); err != nil {
 			return err
+		}
+		if err := p.buckets[name].Watch(ctx, p.guard); err != nil {
+			return fmt.Errorf("refusing to start: %w", err)
 		}
 	}
 	keys := p.buckets[bus.BucketKeys]
@@ -306,10 +322,10 @@ func (p *issuerProcess) openParts(context.Context) (err error) {
 		Logger: p.log.Named("replica"),
 	})
 	p.issuer, err = issuer.New(p.issuerConfig(), issuer.Parts{
-		Log: p.entries, Replica: p.replica, Fleet: issuerFleet{p.fleet, p.ledger, p.enrolment, p.cfg.Agent.Name}, Enrolment: p.enrolment, Feed: feed,
+		Log: p.entries, Replica: p.replica, Fleet: issuerFleet{p.fleet, p.ledger, p.enrolment, p.runID}, Enrolment: p.enrolment, Feed: feed,
 		Users: p.buckets[bus.BucketUsers], Subjects: p.buckets[bus.BucketSubjects], Sessions: p.buckets[bus.BucketSessions],
 		Clients: p.buckets[bus.BucketClients], Keys: p.buckets[bus.BucketKeys],
-		Lease: p.own.Current, Asker: p.asker(),
+		Sound: p.guard.Err, Lease: p.own.Current, Asker: p.asker(),
 		Logger: p.log,
 	})
 	if err == nil {
@@ -330,7 +346,7 @@ func (p *issuerProcess) openLeases() {
 	}
 	p.own = lease.NewOwn(p.entries, func() bus.Position { return p.replica.Snapshot().Position }, freshFor, nil)
 	p.granter = lease.NewGranter(lease.GranterConfig{
-		Issuer: p.cfg.Agent.Name, Run: randomToken()[:22], Authority: p.authority, Log: p.own, Logger: log,
+		Issuer: p.cfg.Agent.Name, Run: p.runID, Authority: p.authority, Log: p.own, Logger: log,
 		Key: func(ctx context.Context, agent string) (ed25519.PublicKey, error) {
 			return p.fleet.SigningKey(ctx, agent)
 		},
@@ -351,7 +367,7 @@ type issuerFleet struct {
 	*bus.Fleet
 	ledger *lease.Ledger
 	enrol  *bus.Enrolment
-	self   string
+	self   string // the run of this issuer
 }
 
 // Remove is issuer.Fleet's.
@@ -397,6 +413,7 @@ func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 		})
 		return nil
 	})
+	g.Go(func() error { return p.guard.Run(ctx) })
 	g.Go(func() error { p.granter.Run(ctx); return nil })
 	g.Go(func() error { p.books.Run(ctx); return nil })
 	g.Go(func() error { return p.issuer.Run(ctx) })
