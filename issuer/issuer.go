@@ -109,6 +109,9 @@ type Parts struct {
 	// Lease gives this issuer's own lease (lease.Own.Current): without one it neither signs nor
 	// verifies (PROTOCOL 12, 17). nil: it does both for ever, for tests that have no bus.
 	Lease func() *lease.Lease
+	// Sound tells whether the buckets may be believed (bus.Guard.Err): with an error this issuer neither
+	// signs nor verifies. nil: they may.
+	Sound func() error
 	// Clock says when that has ended; nil: lease.SystemClock.
 	Clock    lease.Clock
 	Logger   hclog.Logger
@@ -277,6 +280,9 @@ func (i *Issuer) Ready() error {
 	}
 	if _, ok := i.activeKey(snap.Ring); !ok {
 		return fmt.Errorf("%w: no key is active yet", ErrUnavailable)
+	}
+	if err := i.sound(); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	if !i.fresh() {
 		return fmt.Errorf("%w: no tick of this issuer's own was read back within %s", ErrUnavailable, retireAfter)

@@ -24,6 +24,14 @@ func (i *Issuer) vouch() (settle func() error) {
 }
 
 // fresh tells whether this issuer has a lease now: without one it signs nothing (PROTOCOL 17).
-func (i *Issuer) fresh() bool { return i.Lease == nil || i.live(i.Lease()) }
+func (i *Issuer) fresh() bool { return i.sound() == nil && (i.Lease == nil || i.live(i.Lease())) }
+
+// sound tells whether the state that this issuer reads may be believed.
+func (i *Issuer) sound() error {
+	if i.Sound == nil {
+		return nil
+	}
+	return i.Sound()
+}
 
 func (i *Issuer) live(held *lease.Lease) bool { return held != nil && held.Live(i.Clock()) }

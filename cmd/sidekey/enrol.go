@@ -23,6 +23,9 @@ const (
 	revokedFile = "bus.revoked"
 )
 
+// revisionsFile is how far an issuer has seen the state buckets come.
+const revisionsFile = "revisions"
+
 // joinWithin bounds how long a start waits for an issuer to answer one that joins.
 const joinWithin = 2 * time.Minute
 
