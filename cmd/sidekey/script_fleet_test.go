@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"os"
@@ -78,6 +79,15 @@ type proxy struct {
 	mu    sync.Mutex
 	up    bool
 	conns map[net.Conn]bool
+
+	carried bytes.Buffer // all that went through, both ways
+}
+
+// Write implements io.Writer: it keeps what was carried.
+func (p *proxy) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.carried.Write(b)
 }
 
 // proxies are those of one script, by name, which it keeps under the key.
@@ -131,7 +141,7 @@ func (p *proxy) serve(ln net.Listener, serving *sync.WaitGroup) {
 
 // pass copies one way and ends both when that ends.
 func (p *proxy) pass(from, to net.Conn) {
-	io.Copy(to, from) // however it ends, both are closed
+	io.Copy(to, io.TeeReader(from, p)) // however it ends, both are closed
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, conn := range []net.Conn{from, to} {

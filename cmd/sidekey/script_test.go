@@ -67,6 +67,8 @@ func runtimeDir(env *testscript.Env) error {
 //	                                   the SIDEKEY_ variables that put an issuer and its bus there
 //	invite NAME                        writes a join token for an agent to $WORK/NAME.token
 //	natsserver DIR                     runs a nats-server, in this process, from DIR/nats-server.conf
+//	processes FILE                     writes the arguments and environments of the processes to FILE
+//	nosecrets                          searches all files and all that proxies carried for every secret
 //	proxy NAME ADDRESS                 passes TCP on to ADDRESS; sets NAME to its own
 //	cut NAME, mend NAME                ends a proxy's connections and takes no more, until mended
 //
@@ -83,6 +85,8 @@ func scriptCommands() map[string]func(ts *testscript.TestScript, neg bool, args 
 		"fleet":      scriptFleet,
 		"invite":     scriptInvite,
 		"natsserver": scriptNATSServer,
+		"processes":  scriptProcesses,
+		"nosecrets":  scriptNoSecrets,
 		"proxy":      scriptProxy,
 		"cut":        scriptCut,
 		"mend":       scriptMend,
