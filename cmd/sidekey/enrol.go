@@ -21,6 +21,8 @@ import (
 const (
 	identityDir = "identity"
 	revokedFile = "bus.revoked"
+
+	joinCredential = "sidekey.join" // systemd's name for a join token
 )
 
 // revisionsFile is how far an issuer has seen the state buckets come.
@@ -39,6 +41,9 @@ func (a *app) identify(ctx context.Context, role bus.Role, dataDir, join string,
 	}
 	if err == nil && id.Role != role {
 		return nil, fmt.Errorf("%s is the identity of an %s: give this %s a folder of its own", dir, id.Role, role)
+	}
+	if join == "" && err != nil {
+		join = findJoinToken(a.environ)
 	}
 	if join == "" {
 		return id, err
@@ -82,9 +87,20 @@ func (a *app) readJoinToken(join string) (*bus.Token, error) {
 	return bus.ParseToken([]byte(text))
 }
 
-// dropJoinToken removes the file of a token that is used up.
+// findJoinToken says where systemd has a join token for this service, "" where it has none.
+func findJoinToken(environ []string) string {
+	if dir := lookupEnv(environ, envCredentials); dir != "" {
+		path := filepath.Join(dir, joinCredential)
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	return ""
+}
+
+// dropJoinToken removes the file of a token that is used up. What systemd hands over is its own.
 func (a *app) dropJoinToken(join string) error {
-	if join == "-" {
+	if join == "-" || join == findJoinToken(a.environ) {
 		return nil
 	}
 	if err := os.Remove(join); err != nil && !errors.Is(err, fs.ErrNotExist) {
