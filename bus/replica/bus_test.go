@@ -102,6 +102,14 @@ func TestFollowIntoANewEpoch(t *testing.T) {
 // destroyLog deletes the log's stream, as one who owns the bus can.
 func destroyLog(t testing.TB, b *bustest.Bus) {
 	t.Helper()
+	if _, err := owner(t, b).Request("$JS.API.STREAM.DELETE.sidekey_log", nil, nats.DefaultTimeout); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// owner connects as one who owns the bus, with nats.go alone.
+func owner(t testing.TB, b *bustest.Bus) *nats.Conn {
+	t.Helper()
 	user := b.Issuer(t)
 	kp, err := nkeys.FromSeed(user.Seed)
 	if err != nil {
@@ -111,8 +119,6 @@ func destroyLog(t testing.TB, b *bustest.Bus) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer nc.Close()
-	if _, err := nc.Request("$JS.API.STREAM.DELETE.sidekey_log", nil, nats.DefaultTimeout); err != nil {
-		t.Fatal(err)
-	}
+	t.Cleanup(nc.Close)
+	return nc
 }
