@@ -65,7 +65,7 @@ func Connect(cfg ConnectConfig) (*Conn, error) {
 	}
 	urls := cfg.URLs
 	if cfg.Server != nil {
-		urls = []string{cfg.Server.URL()}
+		urls = []string{strings.Replace(cfg.Server.URL(), "tls://", "nats://", 1)} // within the process there is no TLS
 	}
 	if c.nc, err = nats.Connect(strings.Join(urls, ","), opts...); err != nil {
 		return nil, fmt.Errorf("connecting to bus %s: %w", redacted(urls), withoutURL(err))

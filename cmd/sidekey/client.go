@@ -81,6 +81,9 @@ func (a *app) publicClient(listen func(IssuerConfig) string) (*client, error) {
 	addr := lookupEnv(a.environ, envAddr)
 	if addr == "" {
 		addr = dialAddress(listen(cfg.Issuer))
+		if listen(cfg.Issuer) == cfg.Issuer.Listen && cfg.Issuer.TLSCert != "" {
+			addr = cfg.Issuer.URL // the name that its certificate is for
+		}
 	}
 	return newIssuerClient(addr)
 }
