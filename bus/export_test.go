@@ -22,3 +22,10 @@ func JoinStep(cleanup func(func()), step func(string) error) {
 	joinStep = step
 	cleanup(func() { joinStep = was })
 }
+
+// HeardNames is how many names a fleet remembers what it heard of.
+func (f *Fleet) HeardNames() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.heard)
+}
