@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+
+	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/lease"
+	"github.com/sidekey/sidekey/bus/replica"
+	"github.com/sidekey/sidekey/issuer"
+)
+
+// openLog opens the log. What this issuer saw acknowledged is on its own disk too: a log that lacks some of it is
+// begun anew from there.
+func (p *issuerProcess) openLog(ctx context.Context) (err error) {
+	if p.store, err = replica.OpenStore(filepath.Join(p.cfg.DataDir, "log"), p.authority.Public()); err != nil {
+		return err
+	}
+	p.onClose(func() { p.store.Close() })
+	known := replica.New(replica.Config{})
+	if _, err := p.store.Restore(known); err != nil {
+		p.log.Error("this issuer's own copy of the log is of no use: it cannot tell whether the bus has lost entries", "error", err)
+	}
+	cfg := bus.LogConfig{Authority: p.authority, Issuer: p.cfg.Agent.Name}
+	if p.entries, err = bus.OpenLog(ctx, p.conn, cfg); err != nil {
+		return err
+	}
+	lacks, err := p.entries.Lacks(ctx, known.Cursor())
+	if lacks {
+		p.entries.Close()
+		if err := p.beginAnew(ctx, cfg, known); err != nil {
+			return err
+		}
+		if p.entries, err = bus.OpenLog(ctx, p.conn, cfg); err != nil {
+			return err
+		}
+	}
+	p.onClose(func() { p.entries.Close() })
+	return err
+}
+
+// beginAnew makes a log that has lost entries anew, from this issuer's own copy, and says so loudly.
+func (p *issuerProcess) beginAnew(ctx context.Context, cfg bus.LogConfig, known *replica.Replica) error {
+	p.log.Error("THE LOG HAS LOST ENTRIES that were acknowledged; beginning it anew from this issuer's own copy",
+		"epoch", known.Cursor().Epoch, "known_seq", known.Cursor().Seq)
+	agents, err := p.agentNames(ctx)
+	if err != nil {
+		return err
+	}
+	held, err := json.Marshal(lease.Blanket(agents, known.Cursor().Position))
+	if err != nil {
+		return err
+	}
+	at, err := bus.BeginAnew(ctx, p.conn, cfg, known.Cursor(), known.ImageAt, held)
+	if err != nil {
+		return err
+	}
+	p.log.Error("the log was begun anew: every agent reads it from its checkpoint, and receipts wait for the longest lease",
+		"epoch", at.Epoch, "seq", at.Seq, "revocations", known.Revocations())
+	return nil
+}
+
+// agentNames names the agents that may hold a lease.
+func (p *issuerProcess) agentNames(ctx context.Context) ([]string, error) {
+	recs, err := p.buckets[bus.BucketAgents].List(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, 0, len(recs))
+	for _, rec := range recs {
+		name, err := bus.Parts(rec.Name)
+		if err != nil {
+			return nil, fmt.Errorf("reading the names of the agents: %w", err)
+		}
+		names = append(names, name[0])
+	}
+	return names, nil
+}
+
+// openLeases builds the account of who may be vouching, and the pulse that grants leases.
+func (p *issuerProcess) openLeases() {
+	log := p.log.Named("lease")
+	p.ledger = lease.NewLedger(nil)
+	p.books = &lease.Bookkeeper{
+		Ledger: p.ledger, Grants: p.entries.ReadGrants, Held: p.entries.Held, IssuerLease: freshFor, Logger: log,
+		Key: func(ctx context.Context, agent string) (ed25519.PublicKey, error) {
+			return p.fleet.KnownSigningKey(ctx, agent)
+		},
+	}
+	p.own = lease.NewOwn(p.entries, func() bus.Position { return p.replica.Snapshot().Position }, freshFor, nil)
+	p.granter = lease.NewGranter(lease.GranterConfig{
+		Issuer: p.cfg.Agent.Name, Run: p.runID, Authority: p.authority, Log: p.own, Logger: log,
+		Key: func(ctx context.Context, agent string) (ed25519.PublicKey, error) {
+			return p.fleet.SigningKey(ctx, agent)
+		},
+		Applied: func() uint64 { return p.replica.Snapshot().Position.Seq },
+	})
+}
+
+// asker asks the agents what they say of a token, and knows whose answer is due.
+func (p *issuerProcess) asker() issuer.Asker {
+	return struct {
+		*bus.Asker
+		*lease.Ledger
+	}{&bus.Asker{Conn: p.conn, Authority: p.authority, Key: p.books.Key, Logger: p.log.Named("ask")}, p.ledger}
+}
+
+// issuerFleet is what the issuer knows of the agents: the fleet's names and the ledger's receipts.
+type issuerFleet struct {
+	*bus.Fleet
+	ledger *lease.Ledger
+	enrol  *bus.Enrolment
+	self   string // the run of this issuer
+}
+
+// Remove is issuer.Fleet's.
+func (f issuerFleet) Remove(ctx context.Context, name string) error {
+	return f.enrol.Remove(ctx, bus.RoleAgent, name)
+}
+
+// Receipt is issuer.Fleet's.
+func (f issuerFleet) Receipt(ctx context.Context, pos bus.Position) (*lease.Receipt, error) {
+	if err := f.ledger.Await(ctx, pos); err != nil {
+		return nil, err
+	}
+	return f.ledger.Receipt(pos, f.self), nil
+}
+
+// Changed is issuer.Fleet's.
+func (f issuerFleet) Changed() <-chan struct{} { return f.ledger.Changed() }
