@@ -89,6 +89,8 @@ type Replica interface {
 	Revocations() int
 	// Head is the newest sequence that the log is known to have.
 	Head() uint64
+	// Fault is why the log is not read on, nil while it is.
+	Fault() error
 }
 
 // Leases tells by which lease the agent may vouch: *lease.Holder. Current may be called at any time.

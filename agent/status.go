@@ -22,10 +22,12 @@ type Status struct {
 	Connected   bool        `json:"connected"` // to the bus
 	Epoch       uint64      `json:"epoch"`
 	AppliedSeq  uint64      `json:"applied_seq"`
-	HeadSeq     uint64      `json:"head_seq"` // the newest that it knows of
-	Stale       bool        `json:"stale"`    // it has no lease: it vouches for nobody, unless it serves all the same
-	Lease       int64       `json:"lease_ms"` // how long it may go on without the issuers
-	Serving     bool        `json:"serving"`  // it has no lease and goes on, as agent.on_stale = "serve" has it
+	HeadSeq     uint64      `json:"head_seq"`        // the newest that it knows of
+	Stale       bool        `json:"stale"`           // it has no lease: it vouches for nobody, unless it serves all the same
+	Lease       int64       `json:"lease_ms"`        // how long it may go on without the issuers
+	Serving     bool        `json:"serving"`         // it has no lease and goes on, as agent.on_stale = "serve" has it
+	Audiences   []string    `json:"audiences"`       // that it serves; none: the ring's default
+	Fault       string      `json:"fault,omitempty"` // why it does not go on with the log
 	Keys        []KeyStatus `json:"keys"`
 	Revocations int         `json:"revocations"`
 	Cache       CacheStatus `json:"cache"`
@@ -56,9 +58,13 @@ func (a *Agent) Status() Status {
 		Epoch:       snap.Position.Epoch,
 		AppliedSeq:  snap.Position.Seq,
 		HeadSeq:     max(a.replica.Head(), snap.Position.Seq),
+		Audiences:   append([]string{}, a.cfg.Audiences...),
 		Keys:        []KeyStatus{}, // never null
 		Revocations: a.replica.Revocations(),
 		Cache:       CacheStatus{Entries: a.cache.proofs.Len(), Hits: a.cache.hits.Load(), Misses: a.cache.misses.Load()},
+	}
+	if err := a.replica.Fault(); err != nil {
+		s.Fault = err.Error()
 	}
 	s.Stale = true
 	if l := a.leases.Current(); l != nil {

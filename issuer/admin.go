@@ -3,14 +3,12 @@ package issuer
 import (
 	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"strconv"
 	"time"
 
 	"github.com/sidekey/sidekey/bus"
-	"github.com/sidekey/sidekey/keyring"
 )
 
 // AdminHandler serves /admin/v1/ to who has the admin token. An empty token lets nobody in.
@@ -99,114 +97,12 @@ func allowedMethods(mux *http.ServeMux, r *http.Request) string {
 	return allowed
 }
 
-// keyAnswer is a key in the admin API.
-type keyAnswer struct {
-	KeyID       string        `json:"kid"`
-	Alg         keyring.Alg   `json:"alg"`
-	Bits        int           `json:"bits"`
-	State       keyring.State `json:"state"`
-	Created     int64         `json:"created"`
-	RetiredAt   int64         `json:"retired_at,omitempty"`
-	Seq         uint64        `json:"seq"`
-	Audience    string        `json:"aud,omitempty"`
-	ActivatesAt int64         `json:"activates_at,omitempty"`
-}
-
-func newKeyAnswer(k *KeyStatus) keyAnswer {
-	return keyAnswer{k.KeyID, k.Alg, k.Bits, k.State, k.Created.Unix(), numericDate(k.RetiredAt), k.Seq, k.Audience, numericDate(k.ActivatesAt)}
-}
-
 // numericDate gives NumericDate seconds, 0 for the zero time.
 func numericDate(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
 	}
 	return t.Unix()
-}
-
-func (i *Issuer) adminListKeys(r *http.Request) (int, any, error) {
-	all, err := i.ListKeys(r.Context())
-	keys := make([]keyAnswer, len(all))
-	for at := range all {
-		keys[at] = newKeyAnswer(&all[at])
-	}
-	return http.StatusOK, map[string]any{"keys": keys}, err
-}
-
-// keyStatus answers 200 when what was asked for is so, 202 while it waits.
-func keyStatus(k *KeyStatus, err error) (int, any, error) {
-	if err != nil {
-		return 0, nil, err
-	}
-	answer := struct {
-		keyAnswer
-		Confirmed bool     `json:"confirmed"`
-		Applied   []string `json:"applied"`
-		Fenced    []string `json:"fenced"`
-		Pending   []string `json:"pending"`
-	}{newKeyAnswer(k), false, append([]string{}, k.Applied...), []string{}, append([]string{}, k.Pending...)}
-	if k.Done {
-		return http.StatusOK, answer, nil
-	}
-	return http.StatusAccepted, answer, nil
-}
-
-func (i *Issuer) adminRotate(r *http.Request) (int, any, error) {
-	var in struct {
-		Alg          keyring.Alg `json:"alg"`
-		Bits         int         `json:"bits"`
-		PublishAhead *string     `json:"publish_ahead"`
-		Force        bool        `json:"force"`
-		Emergency    bool        `json:"emergency"`
-		wait
-	}
-	if err := readJSON(r, &in); err != nil {
-		return 0, nil, err
-	}
-	if err := in.check(); err != nil {
-		return 0, nil, err
-	}
-	if in.Force || in.Emergency {
-		return 0, nil, &InputError{"force, emergency", "is not in this version; revoke the key instead"}
-	}
-	rotation := Rotation{Alg: in.Alg, Bits: in.Bits}
-	if in.PublishAhead != nil {
-		d, err := time.ParseDuration(*in.PublishAhead)
-		if err != nil {
-			return 0, nil, &InputError{"publish_ahead", `must be a duration, such as "10m"`}
-		}
-		rotation.PublishAhead = &d
-	}
-	return keyStatus(i.Rotate(r.Context(), rotation))
-}
-
-func (i *Issuer) adminImport(r *http.Request) (int, any, error) {
-	var in struct {
-		PEM      string          `json:"pem"`
-		JWK      json.RawMessage `json:"jwk"`
-		Secret   string          `json:"secret"`
-		Alg      keyring.Alg     `json:"alg"`
-		Activate bool            `json:"activate"`
-		Accept   string          `json:"accept"`
-	}
-	if err := readJSON(r, &in); err != nil {
-		return 0, nil, err
-	}
-	if in.Accept != "" {
-		return 0, nil, &InputError{"accept", "is not in this version: an imported key verifies tokens of sidekey's own shape"}
-	}
-	return keyStatus(i.ImportKey(r.Context(), Import{PEM: in.PEM, JWK: in.JWK, Secret: in.Secret, Alg: in.Alg, Activate: in.Activate}))
-}
-
-func (i *Issuer) adminRevokeKey(r *http.Request) (int, any, error) {
-	var in struct{ wait }
-	if err := readJSON(r, &in); err != nil {
-		return 0, nil, err
-	}
-	if err := in.check(); err != nil {
-		return 0, nil, err
-	}
-	return keyStatus(i.RevokeKey(r.Context(), r.PathValue("kid")))
 }
 
 func (i *Issuer) adminRevoke(r *http.Request) (int, any, error) {

@@ -3,117 +3,177 @@ package issuer
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/replica"
 	"github.com/sidekey/sidekey/keyring"
 )
 
-// Register is what the bus calls when an agent has joined: the agent gets a box of every HS256 secret
-// that it needs. It may be called again; a box that this process has sealed to the same key is not
-// sealed again.
-func (i *Issuer) Register(ctx context.Context, reg bus.Member) error {
-	for attempt := range maxAttempts {
-		err := i.sealRing(ctx, reg)
-		if !errors.Is(err, bus.ErrConflict) {
-			return err
-		}
-		if !pause(ctx, attempt) {
-			return ctx.Err()
-		}
-	}
-	return unavailable("sealing the ring to agent", reg.Name, bus.ErrConflict)
+// Bounds of what agents may ask for: each audience costs the ring two keys.
+const (
+	maxAudiences     = 64 // beside the issuer's own
+	maxAudienceBytes = 512
+)
+
+// How old a list of the agents may be by which secrets are sealed, and by which one is taken to be
+// known to somebody who is no member any more.
+const (
+	holdersAge = time.Second
+	strangeAge = holdersAge / 20
+)
+
+// holder is an agent that has joined, as one that HS256 secrets are sealed to.
+type holder struct {
+	name      string
+	key       []byte // its public sealing key
+	to        []byte // its SealedSecret.To
+	told      bool   // it has told its audiences since this issuer listens
+	audiences []string
 }
 
-func (i *Issuer) sealRing(ctx context.Context, reg bus.Member) error {
-	snap := i.Replica.Snapshot()
-	if !snap.Ready {
-		return fmt.Errorf("sealing the ring to agent %q: %w: the log has not been read yet", reg.Name, ErrUnavailable)
-	}
-	for _, rec := range snap.Ring.Records() { // by sequence: the order of the keys stays
-		if !rec.Alg.Symmetric() || rec.State == keyring.Retired || rec.State == keyring.Revoked {
-			continue
-		}
-		f, err := i.fact(rec.KeyID)
-		if err != nil {
-			return bus.ErrConflict
-		}
-		if i.hasBox(rec.KeyID, reg) {
-			continue
-		}
-		k, err := i.privateKey(ctx, rec.KeyID)
-		if err != nil {
-			return err
-		}
-		sealed, err := i.seal(k.key, reg.Name, reg.SealingKey)
-		if err != nil {
-			return err
-		}
-		if err := i.appendKey(ctx, snap, f, []bus.SealedSecret{sealed}); err != nil {
-			i.forgetBox(rec.KeyID, reg.Name)
-			return err
-		}
-		snap = i.Replica.Snapshot()
-	}
-	return nil
-}
+func (h *holder) is(b bus.SealedSecret) bool { return h.name == b.Agent && bytes.Equal(h.to, b.To) }
 
-// hasBox tells whether the log holds the newest box for an agent, as far as this process knows.
-func (i *Issuer) hasBox(kid string, reg bus.Member) bool {
+// holders lists the agents, from memory while that is at most so old.
+func (i *Issuer) holders(ctx context.Context, age time.Duration) ([]holder, error) {
+	now := i.now()
 	i.private.mu.Lock()
-	last, ok := i.private.sealed[box{kid, reg.Name}]
+	known, looked := i.private.holders, i.private.looked
 	i.private.mu.Unlock()
-	return ok && last == sha256.Sum256(reg.SealingKey)
-}
-
-func (i *Issuer) forgetBox(kid, agent string) {
-	i.private.mu.Lock()
-	defer i.private.mu.Unlock()
-	delete(i.private.sealed, box{kid, agent})
-}
-
-// seal makes one box, and remembers to which of the agent's keys it was made.
-func (i *Issuer) seal(key *keyring.Key, agent string, public []byte) (bus.SealedSecret, error) {
-	if key == nil {
-		return bus.SealedSecret{}, fmt.Errorf("sealing to agent %q: the secret is not held here", agent)
+	if known != nil && now.Sub(looked) < age && !looked.After(now) {
+		return known, nil
 	}
-	sealed, err := replica.Seal(key, agent, bytes.Clone(public))
-	if err != nil {
-		return sealed, err
-	}
-	i.private.mu.Lock()
-	defer i.private.mu.Unlock()
-	if i.private.sealed == nil {
-		i.private.sealed = make(map[box][sha256.Size]byte)
-	}
-	i.private.sealed[box{key.ID(), agent}] = sha256.Sum256(public)
-	return sealed, nil
-}
-
-// sealToAll seals an HS256 key to every registered agent. An agent whose sealing key is no key is
-// left out, and named in the log: it must not keep the others from theirs.
-func (i *Issuer) sealToAll(ctx context.Context, key *keyring.Key) ([]bus.SealedSecret, error) {
 	agents, err := i.Fleet.Agents(ctx)
 	if err != nil {
 		return nil, unavailable("listing", "agents", err)
 	}
-	boxes := make([]bus.SealedSecret, 0, len(agents))
+	all := make([]holder, 0, len(agents))
 	for _, a := range agents {
-		sealed, err := i.seal(key, a.Name, a.SealingKey)
+		if len(a.SealingKey) == 0 {
+			continue
+		}
+		h := holder{name: a.Name, key: a.SealingKey, to: replica.Recipient(a.SealingKey)}
+		h.audiences, h.told = toldAudiences(a.Status, i.cfg.Audience)
+		all = append(all, h)
+	}
+	i.private.mu.Lock()
+	defer i.private.mu.Unlock()
+	i.private.holders, i.private.looked = all, now
+	return all, nil
+}
+
+// lookAgain makes the next look at the ring list the agents anew.
+func (i *Issuer) lookAgain() {
+	i.private.mu.Lock()
+	defer i.private.mu.Unlock()
+	i.private.holders = nil
+}
+
+// toldAudiences reads the member "audiences" of an agent's status; an empty list means the ring's
+// default. false: it has not told any.
+func toldAudiences(status json.RawMessage, fallback string) ([]string, bool) {
+	var s struct {
+		Audiences []string `json:"audiences"`
+	}
+	if len(status) == 0 || json.Unmarshal(status, &s) != nil || s.Audiences == nil {
+		return nil, false
+	}
+	if len(s.Audiences) == 0 {
+		return []string{fallback}, true
+	}
+	return slices.DeleteFunc(s.Audiences, func(aud string) bool {
+		return aud == "" || len(aud) > maxAudienceBytes || !printable(aud)
+	}), true
+}
+
+// missing gives the agents that are to have an HS256 key and have no box of it: those that serve its
+// audience, by their own word or, before they have told it to this issuer, by the boxes that they
+// have; and of an imported secret those that were named.
+func (v *ringView) missing(k *ringKey) []holder {
+	var lack []holder
+	for _, h := range v.holders {
+		if slices.ContainsFunc(k.Sealed, h.is) {
+			continue
+		}
+		if k.Shared && slices.Contains(k.Agents, h.name) || !k.Shared && v.serves(&h, k.Audience) {
+			lack = append(lack, h)
+		}
+	}
+	return lack
+}
+
+func (v *ringView) serves(h *holder, audience string) bool {
+	if h.told {
+		return slices.Contains(h.audiences, audience)
+	}
+	return slices.ContainsFunc(v.keys, func(k *ringKey) bool {
+		return k.derived() && k.holds() && k.Audience == audience && slices.ContainsFunc(k.Sealed, h.is)
+	})
+}
+
+// sealMissing writes the boxes that agents lack of one key, if any do.
+func (i *Issuer) sealMissing(ctx context.Context, v *ringView) (bool, error) {
+	for _, k := range v.keys {
+		if !k.symmetric() || !k.holds() {
+			continue
+		}
+		lack := v.missing(k)
+		if len(lack) == 0 {
+			continue
+		}
+		p, err := i.privateKey(ctx, k.KeyID)
+		if errors.Is(err, ErrNotFound) || err == nil && p.key == nil {
+			i.log.Error("an agent gets no HS256 secret: it is not held here", "agent", lack[0].name, "kid", k.KeyID)
+			continue
+		}
 		if err != nil {
-			i.log.Error("an agent gets no HS256 secret: its sealing key is of no use", "agent", a.Name, "kid", key.ID(), "error", err)
+			return false, err
+		}
+		boxes := i.sealTo(p.key, lack)
+		if len(boxes) == 0 {
+			continue
+		}
+		f := *k.KeyFact
+		if err := i.appendKey(ctx, v, &f, boxes); err != nil {
+			return true, err
+		}
+		for _, b := range boxes {
+			i.audit.Info("secret sealed", "agent", b.Agent, "kid", k.KeyID, "aud", k.Audience)
+		}
+		return true, nil
+	}
+	return false, nil
+}
+
+// sealTo makes the boxes. An agent whose sealing key is no key is left out, and named in the log: it
+// must not keep the others from theirs.
+func (i *Issuer) sealTo(key *keyring.Key, to []holder) []bus.SealedSecret {
+	boxes := make([]bus.SealedSecret, 0, len(to))
+	for _, h := range to {
+		sealed, err := replica.Seal(key, h.name, h.key)
+		if err != nil {
+			i.log.Error("an agent gets no HS256 secret: its sealing key is of no use", "agent", h.name, "kid", key.ID(), "error", err)
 			continue
 		}
 		boxes = append(boxes, sealed)
 	}
-	return boxes, nil
+	return boxes
 }
 
-// RemoveAgent strikes an agent off: it gets no further lease and no further secret, and an HS256 ring
-// is rotated, for the agent has its secret. Receipts name it until its last lease has ended.
+// Register is what the bus calls when an agent has joined. HS256 secrets are sealed to it once it has
+// told which audiences it serves.
+func (i *Issuer) Register(ctx context.Context, _ bus.Member) error {
+	i.lookAgain()
+	return i.Step(ctx)
+}
+
+// RemoveAgent strikes an agent off: it gets no further lease and no further secret, and HS256 keys
+// that it has a box of are replaced by the next steps of Run, in a rotation that refuses nobody.
+// Receipts name it until its last lease has ended.
 func (i *Issuer) RemoveAgent(ctx context.Context, name string) error {
 	switch err := i.Fleet.Remove(ctx, name); {
 	case errors.Is(err, bus.ErrNotFound):
@@ -122,12 +182,11 @@ func (i *Issuer) RemoveAgent(ctx context.Context, name string) error {
 		return unavailable("removing agent", name, err)
 	}
 	i.audit.Info("agent removed", "agent", name)
-	active, ok := i.activeKey(i.Replica.Snapshot().Ring)
-	if !ok || !active.Alg.Symmetric() {
-		return nil
-	}
-	if _, err := i.Rotate(ctx, Rotation{}); err != nil {
-		return fmt.Errorf("agent %q is removed, but the secret that it holds is not replaced yet (run: sidekey keys rotate): %w", name, err)
+	i.lookAgain()
+	for _, f := range i.Replica.Keys() {
+		if f.Shared && slices.ContainsFunc(f.Sealed, func(b bus.SealedSecret) bool { return b.Agent == name }) {
+			i.audit.Warn("an agent was removed that holds an imported secret: it can mint with it until the key is revoked", "agent", name, "kid", f.KeyID)
+		}
 	}
 	return nil
 }

@@ -191,8 +191,8 @@ func TestJWKS(t *testing.T) {
 	h := ti.PublicHandler()
 	w := ask(h, "GET", "/.well-known/jwks.json", "")
 	keys, err := keyring.ParseJWKS(w.Body.Bytes())
-	if w.Code != 200 || err != nil || len(keys) != 1 || keys[0].ID() != checkRing(t, ti) || keys[0].CanSign() {
-		t.Fatalf("GET jwks.json: got %d %s (%v), want the active key's public half", w.Code, w.Body, err)
+	if w.Code != 200 || err != nil || len(keys) != 2 || keys[0].ID() != checkRing(t, ti) || keys[0].CanSign() || keys[1].ID() != standby(t, ti) || keys[1].CanSign() {
+		t.Fatalf("GET jwks.json: got %d %s (%v), want the public halves of the active key and of the one that stands by", w.Code, w.Body, err)
 	}
 	for name, want := range map[string]string{"Access-Control-Allow-Origin": "*", "Cache-Control": "public, max-age=300", "Content-Type": "application/jwk-set+json"} {
 		if got := w.Header().Get(name); got != want {

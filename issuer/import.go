@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/keyring"
@@ -16,52 +17,84 @@ type Import struct {
 	JWK      json.RawMessage
 	Secret   string // HS256, its bytes as they are
 	Alg      keyring.Alg
-	Activate bool // it signs from now on; else it only verifies
+	Activate bool     // it signs from now on; else it only verifies
+	Shared   bool     // HS256: needed to sign with it, since everybody who holds it can mint
+	Agents   []string // HS256: the agents that it is sealed to; nobody else on the fleet verifies with it
 }
 
 // ImportKey takes a key made elsewhere into the ring. Without Activate its private half, if it has
 // one, is not even kept, but for HS256, whose agents need it.
 func (i *Issuer) ImportKey(ctx context.Context, in Import) (*KeyStatus, error) {
 	key, err := in.key()
+	if err == nil {
+		err = in.check(key)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if in.Activate && !key.CanSign() {
-		return nil, &InputError{"activate", "needs a private key, and this is a public one"}
+	// What signed with it elsewhere may have made its tokens live as long as refresh tokens.
+	n := &newKey{
+		key: key, audience: i.cfg.Audience, life: i.cfg.RefreshLifetime,
+		verifyOnly: !in.Activate, shared: key.Alg().Symmetric(), agents: in.Agents,
 	}
 	for attempt := range maxAttempts {
-		snap := i.Replica.Snapshot()
-		if !snap.Ready {
-			return nil, fmt.Errorf("importing a key: %w: the log has not been read yet", ErrUnavailable)
-		}
-		if _, known := snap.Ring.Record(key.ID()); known {
-			return nil, fmt.Errorf("importing key %q: %w", key.ID(), ErrExists)
-		}
-		ahead := i.now()
-		if in.Activate {
-			ahead = ahead.Add(i.cfg.PublishAhead)
-		}
-		// What signed with it elsewhere may have made its tokens live as long as refresh tokens.
-		err := i.introduce(ctx, snap, key, in.Activate, ahead, i.cfg.RefreshLifetime)
+		v, err := i.view(ctx, key.Alg())
 		if err == nil {
-			i.audit.Info("key imported", "kid", key.ID(), "alg", string(key.Alg()), "activate", in.Activate)
+			err = i.importInto(ctx, v, n)
+		}
+		switch {
+		case err == nil:
+			i.audit.Info("key imported", "kid", key.ID(), "alg", string(key.Alg()), "activate", in.Activate, "agents", in.Agents)
 			if in.Activate {
-				return i.awaitActive(ctx, key.ID())
+				return i.awaitActive(ctx, []string{key.ID()}, Waiting{})
 			}
 			st, err := i.Key(ctx, key.ID())
 			if err == nil {
 				st.Done = true
 			}
 			return st, err
-		}
-		if !errors.Is(err, bus.ErrConflict) {
+		case !errors.Is(err, bus.ErrConflict):
 			return nil, err
-		}
-		if !pause(ctx, attempt) {
+		case !pause(ctx, attempt):
 			return nil, ctx.Err()
 		}
 	}
 	return nil, unavailable("importing key", key.ID(), bus.ErrConflict)
+}
+
+// importInto announces an imported key. A shared secret that is to sign must be sealed to every agent
+// that is asked about its tokens, else those refuse them.
+func (i *Issuer) importInto(ctx context.Context, v *ringView, n *newKey) error {
+	if v.key(n.key.ID()) != nil {
+		return fmt.Errorf("importing key %q: %w", n.key.ID(), ErrExists)
+	}
+	if !n.verifyOnly {
+		n.activateAt = v.now.Add(i.cfg.PublishAhead)
+	}
+	for _, h := range v.holders {
+		if n.shared && !n.verifyOnly && v.serves(&h, n.audience) && !slices.Contains(n.agents, h.name) {
+			return &InputError{"agents", fmt.Sprintf("must name %q too: it serves audience %q, and without the secret it would refuse every new token", h.name, n.audience)}
+		}
+	}
+	return i.introduce(ctx, v, n)
+}
+
+// check refuses what a key cannot be imported for.
+func (in *Import) check(key *keyring.Key) error {
+	switch symmetric := key.Alg().Symmetric(); {
+	case in.Activate && !key.CanSign():
+		return &InputError{"activate", "needs a private key, and this is a public one"}
+	case !symmetric && (in.Shared || len(in.Agents) > 0):
+		return &InputError{"shared, agents", "are for HS256 secrets: a public key is no secret"}
+	case symmetric && in.Activate && !in.Shared:
+		return &InputError{"activate", `needs "shared" for a secret: everybody who holds it can mint tokens with it; rotate to HS256 instead, and each audience has a secret of its own`}
+	}
+	for _, name := range in.Agents {
+		if err := bus.CheckName(name); err != nil {
+			return &InputError{"agents", "must be names of agents"}
+		}
+	}
+	return nil
 }
 
 func (in *Import) key() (*keyring.Key, error) {

@@ -83,8 +83,20 @@ func newIssuer(t testing.TB, b *testBus, with ...setup) *testIssuer {
 	return ti
 }
 
-// follow keeps a replica at the head of the log until the test ends.
+// follow keeps a replica at the head of the log until the test ends, and waits for its first full sync.
 func follow(t testing.TB, r *replica.Replica, log replica.Log) {
+	t.Helper()
+	feed(t, r, log)
+	for changed := r.Changed(); !r.Snapshot().Ready; changed = r.Changed() {
+		if r.Snapshot().Ready {
+			return
+		}
+		<-changed
+	}
+}
+
+// feed is follow without the waiting.
+func feed(t testing.TB, r *replica.Replica, log replica.Log) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -93,12 +105,6 @@ func follow(t testing.TB, r *replica.Replica, log replica.Log) {
 		_ = r.Follow(ctx, log) // ends with ctx
 	}()
 	t.Cleanup(func() { cancel(); <-done })
-	for changed := r.Changed(); !r.Snapshot().Ready; changed = r.Changed() {
-		if r.Snapshot().Ready {
-			return
-		}
-		<-changed
-	}
 }
 
 // start makes an issuer with an active key and the user alice.
@@ -226,6 +232,22 @@ func checkRing(t testing.TB, ti *testIssuer) string {
 		t.Errorf("ListKeys: got %v, want an active key", keys)
 	}
 	return active
+}
+
+// standby is the kid of the key that stands by for the issuer's own audience.
+func standby(t testing.TB, ti *testIssuer) string {
+	t.Helper()
+	keys, err := ti.ListKeys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range keys {
+		if k.State == keyring.Announced && k.ActivatesAt.IsZero() && (k.Audience == "" || k.Audience == issuerURL) {
+			return k.KeyID
+		}
+	}
+	t.Fatalf("ListKeys: got %+v, want a key that stands by", keys)
+	return ""
 }
 
 func state(t testing.TB, ti *testIssuer, kid string) keyring.State {

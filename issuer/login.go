@@ -111,7 +111,7 @@ func (i *Issuer) refreshUser(ctx context.Context, rec *userRecord, revision uint
 // tokens. Sessions begun at the same moment may exceed the limit by their number.
 func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64) (*Tokens, error) {
 	settle := i.vouch()
-	key, err := i.signer(ctx)
+	key, err := i.signer(ctx, i.cfg.Audience)
 	if err != nil {
 		return nil, err
 	}

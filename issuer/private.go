@@ -2,7 +2,6 @@ package issuer
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,38 +14,36 @@ import (
 )
 
 // privateRecord is a ring key's secret half as the bucket "keys" holds it, under
-// bus.Name("ring", kid). It is written before the key's first entry in the log:
+// bus.Name("ring", kid). It is written before the key's first entry in the log, and never changed:
 //
-//	{"jwk": {…private…}, "sign": true, "activate_at": 1767226200, "created": 1767225600}
+//	{"jwk": {…private…}, "created": 1767225600}
+//	{"master": {…the secret that others are derived from too…}, "aud": "https://…", "created": 1767225600}
 //
-// A key imported to verify only has "sign": false, and a "jwk" only where it is symmetric (agents
-// that come later need it sealed to them too).
+// The second is an HS256 key of our own: its secret is derived from the master for that audience and
+// kid, and the master never leaves the issuers. A key imported to verify only has a "jwk" only where
+// it is symmetric (agents that come later need it sealed to them too).
 type privateRecord struct {
-	JWK        json.RawMessage `json:"jwk,omitempty"`
-	Sign       bool            `json:"sign"`
-	ActivateAt int64           `json:"activate_at"` // NumericDate: not before that
-	Created    int64           `json:"created"`     // NumericDate
+	JWK      json.RawMessage `json:"jwk,omitempty"`
+	Master   json.RawMessage `json:"master,omitempty"`
+	Audience string          `json:"aud,omitempty"`
+	Created  int64           `json:"created"` // NumericDate
 }
 
 // privateKey is a privateRecord, read. It never changes.
 type privateKey struct {
-	key        *keyring.Key // nil: not held
-	sign       bool
-	activateAt time.Time
+	key    *keyring.Key // nil: not held
+	master *keyring.Key // HS256 of our own: what key is derived from
 }
 
-// privateKeys remembers what was read from the bucket "keys". The zero value is empty.
+// privateKeys is what this process remembers of the ring beside the log. The zero value is empty.
 type privateKeys struct {
 	mu   sync.Mutex
-	byID map[string]*privateKey
+	byID map[string]*privateKey // read from the bucket "keys"
 
-	active string                    // the key that signed when Step last looked,
-	since  time.Time                 // and since when this process has known that
-	sealed map[box][sha256.Size]byte // to which sealing key this process last sealed a secret
+	idle    map[string]time.Time // active keys that sign nothing any more, since this process has known that
+	holders []holder             // who has joined, when that was
+	looked  time.Time            // last looked up
 }
-
-// box is a secret and the agent that it is sealed to.
-type box struct{ kid, agent string }
 
 func (p *privateKeys) get(kid string) *privateKey {
 	p.mu.Lock()
@@ -94,26 +91,40 @@ func readPrivate(ctx context.Context, keys Bucket, kid string) (*privateKey, err
 	if err := json.Unmarshal(r.Value, &rec); err != nil {
 		return nil, errors.New("the record is no JSON") // not err: it may quote the secret
 	}
-	k := &privateKey{sign: rec.Sign, activateAt: time.Unix(rec.ActivateAt, 0)}
-	if rec.JWK != nil {
-		if k.key, err = keyring.ParseJWK(rec.JWK); err != nil {
-			return nil, err
+	k := new(privateKey)
+	switch {
+	case rec.Master != nil:
+		if k.master, err = keyring.ParseJWK(rec.Master); err == nil {
+			k.key, err = k.master.Derive(kid, rec.Audience)
 		}
-		k.key = k.key.WithID(kid)
+	case rec.JWK != nil:
+		if k.key, err = keyring.ParseJWK(rec.JWK); err == nil {
+			k.key = k.key.WithID(kid)
+		}
+	}
+	if err != nil {
+		return nil, err
 	}
 	return k, nil
 }
 
-// storePrivate writes the secret half before the key's first entry. A record left by an
-// interrupted attempt with the same kid is written over.
-func (i *Issuer) storePrivate(ctx context.Context, key *keyring.Key, sign bool, activateAt time.Time) error {
-	rec := privateRecord{Sign: sign, ActivateAt: activateAt.Unix(), Created: i.now().Unix()}
-	if sign || key.Alg().Symmetric() {
-		jwk, err := key.PrivateJWK()
+// storePrivate writes the secret half before the key's first entry. A record left by an interrupted
+// attempt with the same kid is written over.
+func (i *Issuer) storePrivate(ctx context.Context, n *newKey) error {
+	key, rec, secret := n.key, privateRecord{Created: i.now().Unix()}, n.key
+	if n.master != nil {
+		rec.Audience, secret = n.audience, n.master
+	}
+	if !n.verifyOnly || key.Alg().Symmetric() {
+		jwk, err := secret.PrivateJWK()
 		if err != nil {
 			return fmt.Errorf("storing the private half of key %q: %w", key.ID(), err)
 		}
-		rec.JWK = jwk
+		if n.master != nil {
+			rec.Master = jwk
+		} else {
+			rec.JWK = jwk
+		}
 	}
 	_, err := i.Keys.Create(ctx, privateName(key.ID()), encode(rec))
 	if errors.Is(err, bus.ErrExists) {

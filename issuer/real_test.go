@@ -17,6 +17,7 @@ func TestOnTheEmbeddedServer(t *testing.T) {
 	b := newRealBus(t)
 	key := sealingKey(t)
 	b.fleet.Join("web-1", key.Public())
+	b.fleet.Tell("web-1")
 	issuers := []*testIssuer{newIssuer(t, b, hs256), newIssuer(t, b, hs256)}
 	agent := replica.New(replica.Config{Open: replica.OpenSealed("web-1", key)})
 	follow(t, agent, b.real.Reader(t))
@@ -35,8 +36,8 @@ func TestOnTheEmbeddedServer(t *testing.T) {
 		ti.steps(t)
 	}
 	catchUp(t, issuers)
-	if keys, _ := issuers[1].ListKeys(t.Context()); len(keys) != 1 {
-		t.Fatalf("ListKeys: got %v, want one key", keys)
+	if keys, _ := issuers[1].ListKeys(t.Context()); len(keys) != 2 {
+		t.Fatalf("ListKeys: got %v, want the active key and the one that stands by", keys)
 	}
 	addAlice(t, issuers[0])
 	began := login(t, issuers[1])

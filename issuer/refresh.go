@@ -81,7 +81,7 @@ func (i *Issuer) exchange(ctx context.Context, p *presented) (*Tokens, error) {
 	if s.Closed != 0 {
 		return nil, keyring.Deny(keyring.Revoked, p.KeyID, errors.New("the session is closed"))
 	}
-	key, err := i.signer(ctx)
+	key, err := i.signer(ctx, i.cfg.Audience)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sidekey/sidekey/bus"
@@ -19,13 +20,44 @@ type KeyStatus struct {
 	State       keyring.State // one that another has superseded counts as retiring
 	Created     time.Time
 	RetiredAt   time.Time // zero: not yet
-	Seq         uint64
 	Audience    string    // HS256: the one audience of its tokens
-	ActivatesAt time.Time // announced: the earliest; zero: it only verifies
-	Applied     []string  // agents that have acknowledged its newest entry
-	Fenced      []string  // those that cannot be vouching without it: their leases have ended
-	Pending     []string  // those that have not
-	Done        bool      // what was asked for is so; else it waits for Pending or ActivatesAt
+	ActivatesAt time.Time // announced: the earliest; zero: nobody has asked that it sign
+	Shared      bool      // an imported HS256 secret: whoever else has it can mint with it
+	Agents      []string  // Shared: those that it is sealed to
+
+	// Receipt is of the entry that brought it into its state; after an emergency, of the last revocation.
+	Receipt
+	Done    bool     // what was asked for is so; else it waits for Pending or ActivatesAt
+	Revoked []string // kids that were revoked with it
+	Risk    string   // what was overridden by force, and what that may cost; "": nothing
+}
+
+// Waiting is how long a change of the ring waits, and for what. The zero value waits up to
+// Config.RotateWait until the change can be made.
+type Waiting struct {
+	For   *time.Duration // instead of Config.RotateWait
+	Fleet bool           // and until it is confirmed itself
+	Force bool           // makes the change at once, whoever is pending
+}
+
+// limit is how long to wait until the change can be made.
+func (w *Waiting) limit(configured time.Duration) time.Duration {
+	switch {
+	case w.Force:
+		return 0
+	case w.For != nil:
+		return *w.For
+	}
+	return configured
+}
+
+// rest is how long to wait for the receipt of a change that was begun then.
+func (w *Waiting) rest(configured time.Duration, began time.Time) time.Duration {
+	if !w.Fleet {
+		return 0
+	}
+	set(&configured, w.For)
+	return configured - time.Since(began)
 }
 
 // Rotation is what Rotate may be asked for. The zero value is as configured.
@@ -33,218 +65,249 @@ type Rotation struct {
 	Alg          keyring.Alg    // "": the active key's
 	Bits         int            // RSA only; 0: as configured
 	PublishAhead *time.Duration // nil: as configured
+	Emergency    bool           // at once, and revokes the keys that have signed until then
+	Waiting
 }
 
-// Rotate announces a new key, or joins the announcement that waits already, and activates it once
-// every agent has acknowledged it and it has been published long enough. It waits for that for
-// Config.RotateWait. Not Done means that the key stays announced: Run activates it as soon as
-// Pending is empty and ActivatesAt has come, and never before.
+// check refuses what cannot be meant.
+func (r *Rotation) check() error {
+	if r.Alg != "" {
+		if _, err := keyring.ParseAlg(string(r.Alg)); err != nil {
+			return &InputError{"alg", err.Error()}
+		}
+	}
+	if r.PublishAhead != nil && (*r.PublishAhead < 0 || *r.PublishAhead > 30*24*time.Hour) {
+		return &InputError{"publish_ahead", "must be between 0 and 30 days"}
+	}
+	if r.Emergency && (r.Alg != "" || r.Bits != 0 || r.PublishAhead != nil) {
+		return &InputError{"emergency", `takes the key that stands by: leave out "alg", "bits" and "publish_ahead"`}
+	}
+	return nil
+}
+
+// Rotate activates the key that stands by, or, where that is of another kind than is asked for,
+// announces one first. It signs once this issuer sees its announcement settled and it has been
+// published long enough. Not Done means that it stays announced: Run, of whichever issuer, activates
+// it as soon as Pending is empty and ActivatesAt has come, and never before. Force does not wait for
+// either.
 func (i *Issuer) Rotate(ctx context.Context, r Rotation) (*KeyStatus, error) {
+	if err := r.check(); err != nil {
+		return nil, err
+	}
+	i.audit.Info("rotation asked for", "alg", string(r.Alg), "emergency", r.Emergency, "force", r.Force)
+	if r.Emergency {
+		return i.emergency(ctx, r.Waiting)
+	}
+	kids, err := i.askFor(ctx, &r)
+	if err != nil {
+		return nil, err
+	}
+	return i.awaitActive(ctx, kids, r.Waiting)
+}
+
+// askFor has it in the log for each line which key is to sign next, and gives their kids, the one of
+// the issuer's own audience first.
+func (i *Issuer) askFor(ctx context.Context, r *Rotation) ([]string, error) {
+	asked := make(map[string]string) // by audience
+	for attempt := 0; attempt < maxAttempts; {
+		v, err := i.view(ctx, r.Alg)
+		if err == nil {
+			alg, bits := v.alg, i.bitsOf(v.alg)
+			if r.Alg != "" {
+				alg, bits = r.Alg, 0
+			}
+			if r.Bits != 0 && alg == keyring.RS256 {
+				bits = r.Bits
+			}
+			lines := v.lines(alg, bits)
+			at := slices.IndexFunc(lines, func(l line) bool { return !v.asked(asked[l.audience]) })
+			if at < 0 {
+				kids := make([]string, len(lines))
+				for n, l := range lines {
+					kids[n] = asked[l.audience]
+				}
+				return kids, nil
+			}
+			asked[lines[at].audience], err = i.choose(ctx, v, &lines[at], r, alg, bits)
+		}
+		switch {
+		case err == nil:
+			continue
+		case !errors.Is(err, bus.ErrConflict):
+			return nil, err
+		case !pause(ctx, attempt):
+			return nil, ctx.Err()
+		}
+		attempt++
+	}
+	return nil, unavailable("rotating", string(r.Alg), bus.ErrConflict)
+}
+
+// asked tells whether a key signs, or somebody has asked that it does.
+func (v *ringView) asked(kid string) bool {
+	k := v.key(kid)
+	return k != nil && (k.ActivatesAt != 0 || k.state() != keyring.Announced)
+}
+
+// choose asks that a line's next key sign, and gives its kid, also on a conflict.
+func (i *Issuer) choose(ctx context.Context, v *ringView, l *line, r *Rotation, alg keyring.Alg, bits int) (string, error) {
 	ahead := i.cfg.PublishAhead
 	set(&ahead, r.PublishAhead)
-	if ahead < 0 || ahead > 30*24*time.Hour {
-		return nil, &InputError{"publish_ahead", "must be between 0 and 30 days"}
-	}
-	kid, err := i.startRotation(ctx, r, ahead)
-	if err != nil {
-		return nil, err
-	}
-	i.audit.Info("rotation asked for", "kid", kid, "publish_ahead", ahead)
-	return i.awaitActive(ctx, kid)
-}
-
-// startRotation gives the kid of the key that is to follow the active one.
-func (i *Issuer) startRotation(ctx context.Context, r Rotation, ahead time.Duration) (string, error) {
-	for attempt := range maxAttempts {
-		snap := i.Replica.Snapshot()
-		if !snap.Ready {
-			return "", fmt.Errorf("rotating: %w: the log has not been read yet", ErrUnavailable)
-		}
-		active, ok := i.activeKey(snap.Ring)
-		alg, bits := i.cfg.Alg, i.cfg.Bits
-		if ok {
-			alg, bits = active.Alg, i.bitsOf(active)
-		}
-		if r.Alg != "" {
-			alg, bits = r.Alg, 0
-		}
-		if r.Bits != 0 {
-			bits = r.Bits
-		}
-		waiting, _, err := i.waitingKey(ctx, snap.Ring)
+	k := l.waiting()
+	switch {
+	case l.next != nil && (r.Alg != "" && keyring.Alg(k.Alg) != r.Alg || r.Bits != 0 && k.Bits != r.Bits):
+		return "", fmt.Errorf("rotating to %s: key %q (%s, %d bits) is announced already: %w", alg, k.KeyID, k.Alg, k.Bits, ErrExists)
+	case k == nil:
+		key, err := i.announce(ctx, v, l.audience, alg, bits, v.now.Add(ahead))
 		if err != nil {
 			return "", err
 		}
-		if waiting != nil {
-			if (r.Alg != "" && waiting.Alg != r.Alg) || (r.Bits != 0 && waiting.Bits != r.Bits) {
-				return "", fmt.Errorf("rotating to %s: key %q (%s, %d bits) is announced already: %w", alg, waiting.KeyID, waiting.Alg, waiting.Bits, ErrExists)
-			}
-			return waiting.KeyID, nil
-		}
-		key, err := i.announce(ctx, snap, alg, bits, i.now().Add(ahead))
-		if err == nil {
-			return key.ID(), nil
-		}
-		if !errors.Is(err, bus.ErrConflict) {
-			return "", err
-		}
-		if !pause(ctx, attempt) {
-			return "", ctx.Err()
+		return key.ID(), nil
+	}
+	at := max(time.Unix(k.Created, 0).Add(ahead).Unix(), v.now.Unix())
+	if l.next != nil && (r.PublishAhead == nil || at >= k.ActivatesAt) {
+		return k.KeyID, nil
+	}
+	if at <= v.now.Unix() {
+		if receipt, err := i.announced(ctx, v, k); err == nil && receipt.Confirmed {
+			return k.KeyID, i.activate(ctx, v, k)
 		}
 	}
-	return "", unavailable("rotating", string(r.Alg), bus.ErrConflict)
+	return k.KeyID, i.become(ctx, v, k, keyring.Announced, func(f *bus.KeyFact) { f.ActivatesAt = at })
 }
 
-// awaitActive waits until a key is active, or for Config.RotateWait, and not at all if it may not
-// sign before that has passed anyway.
-func (i *Issuer) awaitActive(ctx context.Context, kid string) (*KeyStatus, error) {
-	deadline := time.NewTimer(i.cfg.RotateWait)
-	defer deadline.Stop()
-	for {
-		replicaChanged, fleetChanged := i.Replica.Changed(), i.Fleet.Changed()
+// awaitActive waits until keys are active, or for the time given; and not at all if they may not
+// sign before that has passed anyway. The status is the first one's, or of one that still waits.
+func (i *Issuer) awaitActive(ctx context.Context, kids []string, w Waiting) (*KeyStatus, error) {
+	began, limit := time.Now(), w.limit(i.cfg.RotateWait)
+	waiting := kids
+	_, err := i.until(ctx, limit, func() (over bool, err error) {
 		if err := i.Step(ctx); err != nil {
-			return nil, err
+			return false, err
 		}
-		st, err := i.Key(ctx, kid)
-		if err != nil {
-			return nil, err
+		now, late, err := i.notYet(ctx, kids, limit-time.Since(began))
+		if errors.Is(err, bus.ErrConflict) {
+			return false, nil
 		}
-		st.Done = st.State != keyring.Announced
-		early := st.ActivatesAt.Sub(i.now())
-		if st.Done || early > i.cfg.RotateWait {
-			return st, nil
-		}
-		due := time.NewTimer(max(min(early, time.Second), 10*time.Millisecond))
-		select {
-		case <-replicaChanged:
-		case <-fleetChanged:
-		case <-due.C:
-		case <-deadline.C:
-			due.Stop()
-			return st, nil
-		case <-ctx.Done():
-			due.Stop()
-			return nil, ctx.Err()
-		}
-		due.Stop()
+		waiting = now
+		return len(waiting) == 0 || late, err
+	})
+	if err != nil {
+		return nil, err
 	}
-}
-
-// RevokeKey withdraws a key, and with it every token that it signed. Before the active key goes,
-// another is made and activated, as Rotate does but with nothing published ahead; while an agent
-// has not acknowledged that one, nothing is revoked, and Pending names who is waited for.
-func (i *Issuer) RevokeKey(ctx context.Context, kid string) (*KeyStatus, error) {
-	for attempt := range maxAttempts {
-		snap := i.Replica.Snapshot()
-		rec, ok := snap.Ring.Record(kid)
-		if !ok {
-			return nil, fmt.Errorf("revoking key %q: %w", kid, ErrNotFound)
-		}
-		if rec.State == keyring.Revoked {
-			break
-		}
-		if active, ok := i.activeKey(snap.Ring); ok && active.KeyID == kid {
-			if st, err := i.replace(ctx, kid); st != nil || err != nil {
-				return st, err
+	risk := ""
+	if w.Force {
+		for _, kid := range waiting {
+			if risk, err = i.force(ctx, kid); err != nil {
+				return nil, err
 			}
-			continue
 		}
-		life := max(rec.MaxLifetime, i.cfg.AccessLifetime)
-		err := i.become(ctx, snap, kid, keyring.Revoked, func(f *bus.KeyFact) {
-			f.ExpiresAt = i.now().Add(life).Unix() + i.tail()
-		})
-		if err == nil {
-			i.private.drop(kid)
-			i.audit.Warn("key revoked", "kid", kid)
-			break
-		}
-		if !errors.Is(err, bus.ErrConflict) {
-			return nil, err
-		}
-		if !pause(ctx, attempt) {
-			return nil, ctx.Err()
-		}
+		waiting = nil
 	}
-	st, err := i.Key(ctx, kid)
-	if err == nil && st.State != keyring.Revoked {
-		return nil, unavailable("revoking key", kid, bus.ErrConflict)
+	if len(waiting) > 0 {
+		return i.Key(ctx, waiting[0])
 	}
-	if err == nil {
-		st.Done = true
-		err = i.dropPrivate(ctx)
+	st, err := i.Key(ctx, kids[0])
+	if err == nil && w.Fleet {
+		err = i.confirm(ctx, st, w.rest(i.cfg.RotateWait, began))
 	}
-	return st, err
-}
-
-// replace activates another key than kid. Its status is not nil if that has to wait: then it is
-// kid's, with those who are waited for.
-func (i *Issuer) replace(ctx context.Context, kid string) (*KeyStatus, error) {
-	next, err := i.startRotation(ctx, Rotation{}, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := i.hasten(ctx, next); err != nil {
-		return nil, err
-	}
-	st, err := i.awaitActive(ctx, next)
-	if err != nil || st.Done {
-		return nil, err
-	}
-	old, err := i.Key(ctx, kid)
-	if err != nil {
-		return nil, err
-	}
-	old.Applied, old.Pending = st.Applied, st.Pending
-	return old, nil
-}
-
-// hasten lets an announced key sign as soon as all agents have acknowledged it.
-func (i *Issuer) hasten(ctx context.Context, kid string) error {
-	k, err := i.privateKey(ctx, kid)
-	if err != nil || k.key == nil || !k.activateAt.After(i.now()) {
-		return err
-	}
-	return i.storePrivate(ctx, k.key, true, i.now())
-}
-
-// Key gives one key as it stands.
-func (i *Issuer) Key(ctx context.Context, kid string) (*KeyStatus, error) {
-	all, err := i.ListKeys(ctx)
-	if err != nil {
-		return nil, err
-	}
-	at := slices.IndexFunc(all, func(k KeyStatus) bool { return k.KeyID == kid })
-	if at < 0 {
-		return nil, fmt.Errorf("reading key %q: %w", kid, ErrNotFound)
-	}
-	st := &all[at]
-	pos := bus.Position{Epoch: i.Replica.Snapshot().Position.Epoch, Seq: st.Seq}
-	receipt, err := i.Fleet.Receipt(ctx, pos)
-	if err != nil {
-		return nil, unavailable("asking who has acknowledged key", kid, err)
-	}
-	st.Applied, st.Fenced, st.Pending = receipt.Applied, receipt.Fenced, receipt.Pending
-	if k, err := i.privateKey(ctx, kid); err == nil && k.sign && st.State == keyring.Announced {
-		st.ActivatesAt = k.activateAt
-	}
+	st.Done, st.Risk = true, risk
 	return st, nil
 }
 
-// ListKeys gives the ring, by the sequence of each key's newest entry.
-func (i *Issuer) ListKeys(context.Context) ([]KeyStatus, error) {
-	ring := i.Replica.Snapshot().Ring
-	active, _ := i.activeKey(ring)
-	recs := ring.Records()
-	all := make([]KeyStatus, 0, len(recs))
-	for _, rec := range recs {
-		st := KeyStatus{
-			KeyID: rec.KeyID, Alg: rec.Alg, Bits: rec.Bits, State: rec.State, Created: rec.Created,
-			RetiredAt: rec.RetiredAt, Seq: rec.Seq, Audience: rec.Audience,
-		}
-		if active != nil && rec.State == keyring.Active && rec.KeyID != active.KeyID {
-			st.State = keyring.Retiring
-		}
-		all = append(all, st)
+// notYet gives those of the keys that are still announced; late: one may not sign within left.
+func (i *Issuer) notYet(ctx context.Context, kids []string, left time.Duration) (waiting []string, late bool, err error) {
+	v, err := i.view(ctx, i.cfg.Alg)
+	if err != nil {
+		return nil, false, err
 	}
-	return all, nil
+	for _, kid := range kids {
+		switch k := v.key(kid); {
+		case k == nil || k.state() == keyring.Retired || k.state() == keyring.Revoked:
+			return nil, false, fmt.Errorf("rotating: %w: key %q was withdrawn before it signed", ErrUnavailable, kid)
+		case k.state() == keyring.Announced:
+			waiting = append(waiting, kid)
+			late = late || time.Unix(k.ActivatesAt, 0).Sub(v.now) > left
+		}
+	}
+	return waiting, late, nil
+}
+
+// until tries until that is over, each time something has changed and by the clock, or for limit.
+func (i *Issuer) until(ctx context.Context, limit time.Duration, try func() (over bool, err error)) (bool, error) {
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	for {
+		replicaChanged, fleetChanged := i.Replica.Changed(), i.Fleet.Changed()
+		if over, err := try(); over || err != nil {
+			return over, err
+		}
+		look := time.NewTimer(50 * time.Millisecond) // a fence, and the time of a key, come with time alone
+		select {
+		case <-replicaChanged:
+		case <-fleetChanged:
+		case <-look.C:
+		case <-deadline.C:
+			look.Stop()
+			return false, nil
+		case <-ctx.Done():
+			look.Stop()
+			return false, fmt.Errorf("waiting for the agents: %w", ctx.Err())
+		}
+		look.Stop()
+	}
+}
+
+// force activates an announced key without waiting for anybody, against PROTOCOL 16, and says what
+// that may cost.
+func (i *Issuer) force(ctx context.Context, kid string) (risk string, err error) {
+	for attempt := range maxAttempts {
+		v, err := i.view(ctx, i.cfg.Alg)
+		var k *ringKey
+		if err == nil {
+			if k = v.key(kid); k == nil || k.state() != keyring.Announced {
+				return risk, nil
+			}
+			risk = i.risk(ctx, v, k)
+			err = i.activate(ctx, v, k)
+		}
+		if err == nil {
+			i.audit.Error("a key was activated by force", "kid", kid, "risk", risk)
+			return risk, nil
+		}
+		if !errors.Is(err, bus.ErrConflict) {
+			return risk, err
+		}
+		if !pause(ctx, attempt) {
+			return risk, ctx.Err()
+		}
+	}
+	return risk, unavailable("activating key", kid, bus.ErrConflict)
+}
+
+// risk says what an activation costs that comes too early.
+func (i *Issuer) risk(ctx context.Context, v *ringView, k *ringKey) string {
+	var risks []string
+	switch r, err := i.announced(ctx, v, k); {
+	case err != nil:
+		risks = append(risks, "who holds the key is not known: any agent may answer new tokens 401 unknown_key, or 503, until it has caught up")
+	case !r.Confirmed:
+		risks = append(risks, fmt.Sprintf("%s may answer new tokens 401 unknown_key, or 503, until entry %d is applied there", strings.Join(r.Pending, ", "), k.seq))
+	}
+	if at := max(k.ActivatesAt, k.Created+int64(i.cfg.PublishAhead/time.Second)); at > v.now.Unix() && !k.symmetric() {
+		risks = append(risks, "who reads the JWKS by itself may not know the key before "+time.Unix(at, 0).UTC().Format(time.RFC3339))
+	}
+	return strings.Join(risks, "; ")
+}
+
+// confirm waits until a key's entry is confirmed, or for limit.
+func (i *Issuer) confirm(ctx context.Context, st *KeyStatus, limit time.Duration) error {
+	r, err := i.Await(ctx, st.Position, max(limit, 0))
+	if err == nil {
+		st.Receipt = *r
+	}
+	return err
 }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/bustest"
-	"github.com/sidekey/sidekey/bus/replica"
 	"github.com/sidekey/sidekey/issuer"
 	"github.com/sidekey/sidekey/keyring"
 )
@@ -37,13 +36,13 @@ func TestFirstStartMakesOneKey(t *testing.T) {
 	}
 	catchUp(t, issuers)
 	for _, ti := range issuers {
-		if keys, _ := ti.ListKeys(t.Context()); len(keys) != 1 {
-			t.Errorf("ListKeys: got %v, want one key", keys)
+		if keys, _ := ti.ListKeys(t.Context()); len(keys) != 2 {
+			t.Errorf("ListKeys: got %v, want the active key and the one that stands by", keys)
 		}
 		checkRing(t, ti)
 	}
-	if n, _ := b.key.Count(t.Context(), bus.Filter("ring", bus.Any)); n != 1 {
-		t.Errorf("private keys: got %d, want 1", n)
+	if n, _ := b.key.Count(t.Context(), bus.Filter("ring", bus.Any)); n != 2 {
+		t.Errorf("private keys: got %d, want 2", n)
 	}
 }
 
@@ -132,8 +131,8 @@ func TestRetirement(t *testing.T) {
 		if err := ti.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if n, _ := b.key.Count(t.Context(), bus.Filter("ring", bus.Any)); n != 1 {
-			t.Errorf("private keys: got %d, want that of the active key only", n)
+		if n, _ := b.key.Count(t.Context(), bus.Filter("ring", bus.Any)); n != 2 {
+			t.Errorf("private keys: got %d, want those of the active key and of the one that stands by", n)
 		}
 		time.Sleep(2 * time.Hour) // the record is pruned; rotations go on
 		if _, err := b.log.Tick(t.Context()); err != nil {
@@ -152,23 +151,31 @@ func TestScheduledRotationIsPublishedAhead(t *testing.T) {
 		ti := start(t, newBus(), func(c *issuer.Config, _ *issuer.Parts) {
 			c.RotateEvery, c.PublishAhead = 24*time.Hour, 10*time.Minute
 		})
-		old := checkRing(t, ti)
-		time.Sleep(24*time.Hour - 10*time.Minute - time.Second)
-		ti.steps(t)
-		if keys, _ := ti.ListKeys(t.Context()); len(keys) != 1 {
-			t.Fatalf("ListKeys before its time: got %v, want one key", keys)
-		}
-		time.Sleep(time.Second)
-		ti.steps(t)
-		time.Sleep(10*time.Minute - time.Second)
+		old, next := checkRing(t, ti), standby(t, ti)
+		time.Sleep(24*time.Hour - time.Second)
 		ti.steps(t)
 		if got := checkRing(t, ti); got != old {
-			t.Errorf("active key before publish_ahead has passed: got %q, want %q", got, old)
+			t.Fatalf("active key before its time: got %q, want %q", got, old)
 		}
 		time.Sleep(time.Second)
 		ti.steps(t)
-		if got := checkRing(t, ti); got == old {
-			t.Errorf("active key after publish_ahead: got %q, want a new one", got)
+		if got := checkRing(t, ti); got != next {
+			t.Errorf("active key when a day has passed: got %q, want %q, which has been announced all the time", got, next)
+		}
+		// The next one has to be published for so long too, whatever the schedule.
+		fresh := standby(t, ti)
+		if st, err := ti.Rotate(t.Context(), issuer.Rotation{}); err != nil || st.Done || st.KeyID != fresh || time.Until(st.ActivatesAt) != 10*time.Minute {
+			t.Errorf("Rotate at once after that: got %+v, %v, want %q to sign in 10 minutes", st, err, fresh)
+		}
+		time.Sleep(10*time.Minute - time.Second)
+		ti.steps(t)
+		if got := checkRing(t, ti); got != next {
+			t.Errorf("active key before publish_ahead has passed: got %q, want %q", got, next)
+		}
+		time.Sleep(time.Second)
+		ti.steps(t)
+		if got := checkRing(t, ti); got != fresh {
+			t.Errorf("active key after publish_ahead: got %q, want %q", got, fresh)
 		}
 	})
 }
@@ -243,36 +250,6 @@ func isInput(err error) bool {
 	return errors.As(err, &input)
 }
 
-func TestRevokeActiveKeyMakesAnotherFirst(t *testing.T) {
-	b := newBus()
-	ti := start(t, b, func(c *issuer.Config, _ *issuer.Parts) { c.PublishAhead = time.Hour })
-	b.fleet.Join("web-1", nil)
-	old := checkRing(t, ti)
-	tokens := login(t, ti)
-	st, err := ti.RevokeKey(t.Context(), old)
-	if err != nil || st.Done || st.State != keyring.Active || !slices.Equal(st.Pending, []string{"web-1"}) {
-		t.Fatalf("RevokeKey with a silent agent: got %+v, %v, want nothing revoked and web-1 pending", st, err)
-	}
-	b.fleet.Acknowledge("web-1", ti.position())
-	st, err = ti.RevokeKey(t.Context(), old)
-	if err != nil || !st.Done || st.State != keyring.Revoked {
-		t.Fatalf("RevokeKey: got %+v, %v, want it revoked", st, err)
-	}
-	refused(t, "verify(a token of the revoked key)", verify(ti.replica, tokens.Access), keyring.KeyRevoked)
-	if got := checkRing(t, ti); got == old {
-		t.Error("the revoked key is active still")
-	}
-	if err := verify(ti.replica, login(t, ti).Access); err != nil {
-		t.Errorf("verify(a new token): got %v, want nil", err)
-	}
-	if _, err := b.key.Get(t.Context(), bus.Name("ring", old)); !errors.Is(err, bus.ErrNotFound) {
-		t.Errorf("the revoked key's private half: got %v, want it gone", err)
-	}
-	if _, err := ti.RevokeKey(t.Context(), "unheard of"); !errors.Is(err, issuer.ErrNotFound) {
-		t.Errorf("RevokeKey(unknown): got %v, want ErrNotFound", err)
-	}
-}
-
 func TestRotationFaults(t *testing.T) {
 	for name, fault := range map[string]bustest.Failure{
 		"not stored":                        {Err: errLost},
@@ -296,94 +273,6 @@ func TestRotationFaults(t *testing.T) {
 			}
 			login(t, ti)
 		})
-	}
-}
-
-func TestHS256SecretReachesOnlyRegisteredAgents(t *testing.T) {
-	b := newBus()
-	early, late := sealingKey(t), sealingKey(t)
-	b.fleet.Join("early", early.Public())
-	ti := newIssuer(t, b, hs256)
-	ti.steps(t)
-	addAlice(t, ti)
-	tokens := login(t, ti)
-	agents := map[string]*replica.Replica{
-		"early": newAgent(t, b, "early", early), "late": newAgent(t, b, "late", late),
-	}
-	b.fleet.Acknowledge("early", ti.position())
-	await(t, agents, ti.position())
-	if err := verify(agents["early"], tokens.Access); err != nil {
-		t.Errorf("verify by the agent that was there: got %v, want nil", err)
-	}
-	refused(t, "verify by an agent without a box", verify(agents["late"], tokens.Access), keyring.UnknownKey)
-
-	reg := bus.Member{Name: "late", SealingKey: late.Public()}
-	b.fleet.Join("late", late.Public())
-	for range 2 { // the second time there is nothing to do
-		if err := ti.Register(t.Context(), reg); err != nil {
-			t.Fatal(err)
-		}
-	}
-	seq := ti.position().Seq
-	if err := ti.Register(t.Context(), reg); err != nil || ti.position().Seq != seq {
-		t.Errorf("Register again: got %v and entry %d, want nothing new behind %d", err, ti.position().Seq, seq)
-	}
-	await(t, agents, ti.position())
-	for name, r := range agents {
-		if err := verify(r, tokens.Access); err != nil {
-			t.Errorf("verify by %s: got %v, want nil", name, err)
-		}
-		b.fleet.Acknowledge(name, ti.position())
-	}
-	ring := agents["late"].Snapshot().Ring
-	if rec, ok := ring.Active(); !ok || strings.Contains(string(ring.JWKS()), rec.KeyID) {
-		t.Errorf("JWKS: got %s, want no symmetric key", ring.JWKS())
-	}
-	for _, f := range ti.replica.Keys() {
-		if f.JWK != nil {
-			t.Errorf("key entry: got a JWK for %s, want none for HS256", f.KeyID)
-		}
-	}
-
-	st, err := ti.Rotate(t.Context(), issuer.Rotation{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name := range agents {
-		b.fleet.Acknowledge(name, bus.Position{Epoch: ti.position().Epoch, Seq: st.Seq})
-	}
-	ti.steps(t)
-	tokens = login(t, ti)
-	await(t, agents, ti.position())
-	for name, r := range agents {
-		if err := verify(r, tokens.Access); err != nil {
-			t.Errorf("verify by %s after the rotation: got %v, want nil", name, err)
-		}
-	}
-}
-
-func sealingKey(t *testing.T) *keyring.SealingKey {
-	t.Helper()
-	k, err := keyring.GenerateSealingKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
-}
-
-func newAgent(t *testing.T, b *testBus, name string, k *keyring.SealingKey) *replica.Replica {
-	t.Helper()
-	r := replica.New(replica.Config{Open: replica.OpenSealed(name, k)})
-	follow(t, r, b.log)
-	return r
-}
-
-func await(t *testing.T, agents map[string]*replica.Replica, pos bus.Position) {
-	t.Helper()
-	for _, r := range agents {
-		if err := r.Wait(t.Context(), pos.Seq); err != nil {
-			t.Fatal(err)
-		}
 	}
 }
 

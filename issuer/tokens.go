@@ -18,15 +18,31 @@ type Tokens struct {
 	ExpiresAt       time.Time // of the access token
 }
 
-// signer gives the key that signs now: the one that this issuer's own replica shows active, and
-// none before that has been read (PROTOCOL 16).
-func (i *Issuer) signer(ctx context.Context) (*keyring.Key, error) {
+// Sign makes a token of claims whose times and ids are fixed already, with the key that signs for
+// their audience now. An HS256 token has exactly one. ErrUnavailable: no key signs for it (yet).
+func (i *Issuer) Sign(ctx context.Context, typ keyring.TokenType, c keyring.Claims) (string, error) {
+	if len(c.Audience) == 0 {
+		return "", &InputError{"aud", "is missing"}
+	}
+	key, err := i.signer(ctx, c.Audience[0])
+	if err != nil {
+		return "", err
+	}
+	if key.Alg().Symmetric() && len(c.Audience) != 1 {
+		return "", &InputError{"aud", "must be exactly one audience: the ring is HS256"}
+	}
+	return key.Sign(typ, c)
+}
+
+// signer gives the key that signs for an audience now: the one that this issuer's own replica shows
+// active, and none before that has been read (PROTOCOL 16).
+func (i *Issuer) signer(ctx context.Context, audience string) (*keyring.Key, error) {
 	if err := i.Ready(); err != nil {
 		return nil, err
 	}
-	rec, ok := i.activeKey(i.Replica.Snapshot().Ring)
+	rec, ok := i.Replica.Snapshot().Ring.ActiveFor(audience)
 	if !ok {
-		return nil, fmt.Errorf("%w: no key is active", ErrUnavailable)
+		return nil, fmt.Errorf("signing for audience %q: %w: no HS256 key is for it; one is made as soon as an agent that has joined serves it (agent.audiences)", audience, ErrUnavailable)
 	}
 	k, err := i.privateKey(ctx, rec.KeyID)
 	if err != nil {

@@ -2,6 +2,7 @@ package bustest
 
 import (
 	"context"
+	"encoding/json"
 	"sort"
 	"sync"
 	"time"
@@ -24,6 +25,19 @@ func (f *Fleet) Join(name string, sealingKey []byte) {
 			f.agents = make(map[string]bus.AgentInfo)
 		}
 		f.agents[name] = bus.AgentInfo{Name: name, SealingKey: sealingKey, Joined: time.Now()}
+	})
+}
+
+// Tell lets an agent tell which audiences it serves, as its status does; none: the ring's default.
+func (f *Fleet) Tell(name string, audiences ...string) {
+	status, err := json.Marshal(map[string]any{"agent": name, "audiences": append([]string{}, audiences...)})
+	if err != nil {
+		panic(err) // strings always marshal
+	}
+	f.change(func() {
+		a := f.agents[name]
+		a.Status = status
+		f.agents[name] = a
 	})
 }
 

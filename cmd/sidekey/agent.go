@@ -186,7 +186,8 @@ func (p *agentProcess) openBus(embedded *bus.Server) error {
 	}
 	p.closers = append(p.closers, func() { p.store.Close() })
 	p.replica = replica.New(replica.Config{
-		Open: replica.OpenSealed(p.cfg.Agent.Name, p.identity.Sealing), Journal: p.store.Journal, Logger: p.log.Named("replica"),
+		Open: replica.OpenSealed(p.cfg.Agent.Name, p.identity.Sealing), Needs: replica.Serving(p.cfg.Agent.Name, p.cfg.Agent.Audiences),
+		Journal: p.store.Journal, Logger: p.log.Named("replica"),
 	})
 	restored, err := p.store.Restore(p.replica)
 	switch {

@@ -67,7 +67,7 @@ func TestCommandsCallTheAPI(t *testing.T) {
 		{"users enable bob", "", `{}`, `PATCH /admin/v1/users/bob T {"disabled":false}`, "enabled user bob\n"},
 		{"users delete bob", "", ``, `DELETE /admin/v1/users/bob T`, "deleted user bob\n"},
 		{"keys list", "", `{"keys":[{"kid":"k","alg":"RS256","bits":2048,"state":"active","created":1767225600,"seq":3}]}`,
-			`GET /admin/v1/keys T`, "KID  ALG    BITS  STATE   AUD  CREATED               RETIRED  SEQ\nk    RS256  2048  active  -    2026-01-01T00:00:00Z  -        3\n"},
+			`GET /admin/v1/keys T`, "KID  ALG    BITS  STATE   AUD  CREATED               RETIRED  SEQ  NOTE\nk    RS256  2048  active  -    2026-01-01T00:00:00Z  -        3    -\n"},
 		{"keys rotate", "", `{"kid":"k","alg":"RS256","state":"active","seq":4}`, `POST /admin/v1/keys/rotate T {}`,
 			"key k (RS256) is active since entry 4\n"},
 		{"keys rotate --alg RS256 --bits 3072 --publish-ahead 0s", "", `{"kid":"k","alg":"RS256","state":"active","seq":4}`,
@@ -184,7 +184,7 @@ func TestRotationThatWaits(t *testing.T) {
 		t.Errorf("published ahead: got status %d, stdout %q, stderr %q, want %q", status, stdout, stderr, want)
 	}
 	status, _, stderr = rotate(`{"kid":"k","alg":"RS256","state":"announced","seq":4,"activates_at":1767225600,"pending":["a","b"]}`)
-	want := "sidekey: key k is announced and waits for a, b to acknowledge it; start what is down, or take it out with `sidekey agents remove`\n"
+	want := "sidekey: key k is announced and waits for a, b to acknowledge it; start what is down, or wait until its lease has ended; --force goes on without, and those may refuse new tokens until they have caught up\n"
 	if status != exitFailed || stderr != want {
 		t.Errorf("agents pending: got status %d, stderr %q, want 1, %q", status, stderr, want)
 	}

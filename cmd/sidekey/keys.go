@@ -4,12 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"net/http"
-	"net/url"
 	"os"
-	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -35,99 +31,41 @@ func (a *app) keysListCommand() *cobra.Command {
 					Created   float64 `json:"created"`
 					RetiredAt float64 `json:"retired_at"`
 					Seq       uint64  `json:"seq"`
+
+					ActivatesAt float64  `json:"activates_at,omitempty"`
+					Shared      bool     `json:"shared,omitempty"`
+					Agents      []string `json:"agents,omitempty"`
 				} `json:"keys"`
 			}
 			return a.list(cmd, "/admin/v1/keys", &answer, func(w *tabwriter.Writer) {
-				row(w, "KID", "ALG", "BITS", "STATE", "AUD", "CREATED", "RETIRED", "SEQ")
+				row(w, "KID", "ALG", "BITS", "STATE", "AUD", "CREATED", "RETIRED", "SEQ", "NOTE")
 				for _, k := range answer.Keys {
-					row(w, k.KeyID, k.Alg, k.Bits, k.State, k.Audience, when(k.Created), when(k.RetiredAt), k.Seq)
+					note := ""
+					switch {
+					case k.Shared:
+						note = "imported secret: every holder can mint with it, here " + names(append([]string{"the issuers"}, k.Agents...))
+					case k.ActivatesAt != 0:
+						note = "signs from " + when(k.ActivatesAt) + ", once every agent holds it"
+					}
+					row(w, k.KeyID, k.Alg, k.Bits, k.State, k.Audience, when(k.Created), when(k.RetiredAt), k.Seq, note)
 				}
 			})
 		},
 	})
 }
 
-// keyAnswer is what a change of the ring answers: the key, and what is still missing before it signs.
-type keyAnswer struct {
-	KeyID       string   `json:"kid"`
-	Alg         string   `json:"alg"`
-	State       string   `json:"state"`
-	Seq         uint64   `json:"seq"`
-	ActivatesAt float64  `json:"activates_at"`
-	Pending     []string `json:"pending"`
-}
-
-// changeKey posts to the ring's API and says in one line what became of the key. A key that only waits to have been
-// published long enough is a success; one that waits for agents is none yet.
-func (a *app) changeKey(cmd *cobra.Command, path string, body map[string]any) error {
-	c, err := a.adminClient()
-	if err != nil {
-		return err
-	}
-	r, err := c.call(cmd.Context(), http.MethodPost, path, body)
-	if err != nil {
-		return err
-	}
-	var k keyAnswer
-	if err := r.decode(&k); err != nil {
-		return err
-	}
-	ahead := r.status == http.StatusAccepted && k.ActivatesAt > float64(time.Now().Unix())
-	err = a.answer(r.body, func(w *tabwriter.Writer) {
-		line := fmt.Sprintf("key %s (%s) is %s since entry %d", k.KeyID, k.Alg, k.State, k.Seq)
-		if ahead {
-			line += ", and signs from " + when(k.ActivatesAt)
-		}
-		row(w, line)
-	})
-	if err != nil || r.status != http.StatusAccepted || ahead {
-		return err
-	}
-	if len(k.Pending) == 0 {
-		return fmt.Errorf("key %s is %s and not yet what was asked for; `sidekey keys list` shows when it is", k.KeyID, k.State)
-	}
-	return fmt.Errorf("key %s is %s and waits for %s to acknowledge it; start what is down, or take it out with `sidekey agents remove`",
-		k.KeyID, k.State, strings.Join(k.Pending, ", "))
-}
-
-func (a *app) keysRotateCommand() *cobra.Command {
-	var alg string
-	var bits int
-	var ahead time.Duration
-	cmd := &cobra.Command{
-		Use:   "rotate",
-		Short: "Announce a new key, and sign with it once every agent holds it",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			body := map[string]any{}
-			flags := cmd.Flags()
-			if flags.Changed("alg") {
-				body["alg"] = alg
-			}
-			if flags.Changed("bits") {
-				body["bits"] = bits
-			}
-			if flags.Changed("publish-ahead") {
-				body["publish_ahead"] = ahead.String()
-			}
-			return a.changeKey(cmd, "/admin/v1/keys/rotate", body)
-		},
-	}
-	cmd.Flags().StringVar(&alg, "alg", "", "algorithm of the new key, and of the ring from then on (default the ring's)")
-	cmd.Flags().IntVar(&bits, "bits", 0, "size of an RSA key (default keys.bits)")
-	cmd.Flags().DurationVar(&ahead, "publish-ahead", 0, "how long it is announced first (default keys.publish_ahead)")
-	return a.addFormat(cmd)
-}
-
 func (a *app) keysImportCommand() *cobra.Command {
 	var alg string
-	var activate bool
+	var activate, shared bool
+	var agents []string
 	cmd := &cobra.Command{
 		Use:   "import FILE",
 		Short: "Import a key: PEM, a JWK, or with --alg HS256 a secret of 32 bytes or more",
 		Long: "Import a key from FILE (-: standard input). It is read as PEM (PKCS#1, PKCS#8 or SEC 1) or as a JWK by what it\n" +
 			"begins with. Anything else is an HS256 secret and needs --alg HS256; its bytes are the secret, without one line\n" +
-			"break at the end. Without --activate the key verifies and does not sign.",
+			"break at the end. Without --activate the key verifies and does not sign.\n\n" +
+			"An imported secret is shared as it is: everybody who holds it can mint tokens with it. It goes only to the agents that\n" +
+			"--agents names, and signs only with --shared. `sidekey keys rotate --alg HS256` makes secrets that nobody else holds.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, err := a.readKeyFile(args[0])
@@ -141,11 +79,19 @@ func (a *app) keysImportCommand() *cobra.Command {
 			if activate {
 				body["activate"] = true
 			}
+			if shared {
+				body["shared"] = true
+			}
+			if len(agents) > 0 {
+				body["agents"] = agents
+			}
 			return a.changeKey(cmd, "/admin/v1/keys/import", body)
 		},
 	}
 	cmd.Flags().StringVar(&alg, "alg", "", "algorithm of the key (default what its kind says)")
 	cmd.Flags().BoolVar(&activate, "activate", false, "sign with it once every agent holds it")
+	cmd.Flags().BoolVar(&shared, "shared", false, "HS256: it may sign, though everybody who holds it can mint with it too")
+	cmd.Flags().StringSliceVar(&agents, "agents", nil, "HS256: the agents that get the secret, by comma")
 	return a.addFormat(cmd)
 }
 
@@ -195,15 +141,4 @@ func isJWK(text []byte) bool {
 		Type string `json:"kty"`
 	}
 	return json.Unmarshal(text, &k) == nil && k.Type != ""
-}
-
-func (a *app) keysRevokeCommand() *cobra.Command {
-	return a.addFormat(&cobra.Command{
-		Use:   "revoke KID",
-		Short: "Refuse every token of a key, everywhere; an active key is replaced first",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.changeKey(cmd, "/admin/v1/keys/"+url.PathEscape(args[0])+"/revoke", map[string]any{})
-		},
-	})
 }

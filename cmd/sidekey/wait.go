@@ -129,7 +129,12 @@ func (a *app) finish(rec *receipt, done string, lost error) error {
 	if err != nil {
 		return err
 	}
-	err = a.answer(text, func(w *tabwriter.Writer) {
+	return a.finishWith(text, rec, done, lost)
+}
+
+// finishWith is finish for an answer in which a receipt is but a part.
+func (a *app) finishWith(text []byte, rec *receipt, done string, lost error) error {
+	err := a.answer(text, func(w *tabwriter.Writer) {
 		row(w, fmt.Sprintf("%s: entry %d", done, rec.Seq))
 		for _, line := range rec.lines() {
 			row(w, line[0], line[1])
