@@ -1,0 +1,43 @@
+package main
+
+import (
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// TestCommandsAreDocumented holds that each command that can be run is named whole ("sidekey keys rotate") in README.md
+// or docs/operations.md.
+func TestCommandsAreDocumented(t *testing.T) {
+	pages := ""
+	for _, path := range []string{"../../README.md", "../../docs/operations.md"} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages += string(text) + "\n"
+	}
+	a := &app{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard, flags: map[string]string{}}
+	n := 0
+	var walk func(*cobra.Command)
+	walk = func(c *cobra.Command) {
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+		if c.HasSubCommands() || !c.HasParent() || !c.IsAvailableCommand() {
+			return
+		}
+		n++
+		if !regexp.MustCompile(regexp.QuoteMeta(c.CommandPath()) + `\b`).MatchString(pages) {
+			t.Errorf("neither README.md nor docs/operations.md names `%s`", c.CommandPath())
+		}
+	}
+	walk(a.rootCommand())
+	if n < 20 {
+		t.Errorf("found %d commands, want all of them", n)
+	}
+}
