@@ -14,5 +14,11 @@
 //     one before the newest is purged; a reader left behind is told (ErrBehind) and takes it.
 //
 // A Bucket is a NATS KV bucket whose records are sealed under the issuers' master key. Who owns the
-// bus can destroy or withhold, but can neither read, write nor move a record.
+// bus can destroy or withhold, but can neither read, write nor move a record; a Guard, and the
+// versions that a process has seen, show an old one that is put back.
+//
+// Nobody uses the bus without a JWT of its Keys. Agents stand in an account of their own, which sees
+// of the issuers' account what that exports, and each may speak under its own name only. An
+// Enrolment invites: a Token is good for one Join, by which an agent or an issuer gets an Identity.
+// Private keys are made where they stay; what is handed over is proven by what the token pins.
 package bus

@@ -26,7 +26,6 @@ type Guard struct {
 
 	mu      sync.Mutex
 	high    map[string]uint64
-	written map[string]uint64
 	err     error
 	changed chan struct{} // holds one while there is something to write
 }
