@@ -24,11 +24,11 @@ func (i *Issuer) asUser(next func(http.ResponseWriter, *http.Request, *keyring.T
 			problem(w, http.StatusUnauthorized, "give the user's access token: Authorization: Bearer …")
 			return
 		}
-		settle := i.vouch()
-		t, err := i.proveAccess(raw)
-		if stale := settle(); stale != nil {
-			err = fmt.Errorf("checking a user's token: %w", stale)
-		}
+		var t *keyring.Token
+		err := i.vouchFor(func() (err error) {
+			t, err = i.proveAccess(raw)
+			return err
+		})
 		var denied *keyring.Denial
 		if errors.As(err, &denied) {
 			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="sidekey", error="invalid_token", error_description="%s"`, denied.Description()))

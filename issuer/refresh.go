@@ -179,12 +179,7 @@ func (i *Issuer) turn(sid string) *sync.Mutex {
 // revoked, and, for a refresh token, the current one of an open session. A *keyring.Denial says
 // why not. It decides nothing. ErrUnavailable: this issuer does not know the log's newest state.
 func (i *Issuer) Check(ctx context.Context, token string) error {
-	settle := i.vouch()
-	err := i.check(ctx, token)
-	if stale := settle(); stale != nil {
-		return fmt.Errorf("checking a token: %w", stale)
-	}
-	return err
+	return i.vouchFor(func() error { return i.check(ctx, token) })
 }
 
 func (i *Issuer) check(ctx context.Context, token string) error {

@@ -23,6 +23,26 @@ func (i *Issuer) vouch() (settle func() error) {
 	}
 }
 
+// vouchFor says of a token what look finds, under one lease, and by the newest snapshot there is when
+// it is said: an entry may be applied here, and confirmed, while look is under way and has not seen
+// it. So a good finding over whose course the log moved is made again.
+func (i *Issuer) vouchFor(look func() error) error {
+	for range maxLooks {
+		settle, snap := i.vouch(), i.Replica.Snapshot()
+		err := look()
+		if stale := settle(); stale != nil {
+			return stale
+		}
+		if err != nil || i.Replica.Snapshot() == snap {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: the log runs faster than a token is checked", ErrUnavailable)
+}
+
+// maxLooks bounds how often one finding is made again.
+const maxLooks = 8
+
 // fresh tells whether this issuer has a lease now: without one it signs nothing (PROTOCOL 17).
 func (i *Issuer) fresh() bool { return i.sound() == nil && (i.Lease == nil || i.live(i.Lease())) }
 

@@ -87,3 +87,22 @@ func TestCheckUnderALease(t *testing.T) {
 		}
 	}
 }
+
+// TestCheckOvertaken: a revocation that this issuer applied while it looked at a token counts, for the
+// receipt counts this issuer among those who know.
+func TestCheckOvertaken(t *testing.T) {
+	slow := &slowSessions{during: func() {}}
+	ti := start(t, newBus(), func(_ *issuer.Config, p *issuer.Parts) { slow.Bucket = p.Sessions; p.Sessions = slow })
+	tokens := login(t, ti)
+	looks := 0
+	slow.during = func() {
+		if looks++; looks > 1 {
+			return
+		}
+		// The look has begun: the client's cutoff comes after it, and closes no record.
+		if _, err := ti.Revoke(t.Context(), issuer.Target{ClientID: "sidekey"}); err != nil {
+			t.Error(err)
+		}
+	}
+	refused(t, "Check", ti.Check(t.Context(), tokens.Refresh), keyring.Revoked)
+}

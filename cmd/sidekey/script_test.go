@@ -90,6 +90,7 @@ func scriptCommands() map[string]func(ts *testscript.TestScript, neg bool, args 
 		"proxy":      scriptProxy,
 		"cut":        scriptCut,
 		"mend":       scriptMend,
+		"signal":     scriptSignal,
 	}
 }
 

@@ -108,6 +108,7 @@ func (a *app) watch(ctx context.Context, c *client, rec *receipt, began time.Tim
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
+			rec.ElapsedMS = time.Since(began).Milliseconds()
 			return lost
 		}
 		r, err := c.call(ctx, http.MethodGet, fmt.Sprintf("/admin/v1/revocations/%d", rec.Seq), nil)
