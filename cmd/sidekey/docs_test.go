@@ -41,3 +41,21 @@ func TestCommandsAreDocumented(t *testing.T) {
 		t.Errorf("found %d commands, want all of them", n)
 	}
 }
+
+// TestAgentUnitKeepsItsLease holds what a lease needs to outlive a restart under systemd: its folder, kept; a name that
+// services reach it by (with DynamicUser a kept folder is moved to /run/private); and the boot's id, which
+// ProcSubset=pid hides.
+func TestAgentUnitKeepsItsLease(t *testing.T) {
+	text, err := os.ReadFile("../../deploy/systemd/sidekey-agent.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line, want := range map[string]bool{
+		"RuntimeDirectory=sidekey": true, "RuntimeDirectoryPreserve=yes": true, "Environment=SIDEKEY_AGENT_RUNTIME_DIR=/run/sidekey": true,
+		"DynamicUser=yes": false, "ProcSubset=pid": false,
+	} {
+		if got := strings.Contains("\n"+string(text), "\n"+line+"\n"); got != want {
+			t.Errorf("sidekey-agent.service has %s: got %v, want %v", line, got, want)
+		}
+	}
+}
