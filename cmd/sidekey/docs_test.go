@@ -2,7 +2,9 @@ package main
 
 import (
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -57,5 +59,46 @@ func TestAgentUnitKeepsItsLease(t *testing.T) {
 		if got := strings.Contains("\n"+string(text), "\n"+line+"\n"); got != want {
 			t.Errorf("sidekey-agent.service has %s: got %v, want %v", line, got, want)
 		}
+	}
+}
+
+// TestNamedTestsExist holds that every test and every story that docs/threats.md, docs/protocol.md and
+// docs/architecture.md name is there.
+func TestNamedTestsExist(t *testing.T) {
+	functions := map[string]bool{}
+	err := filepath.WalkDir("../..", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, m := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`).FindAllStringSubmatch(string(text), -1) {
+			functions[m[1]] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := 0
+	for _, path := range []string{"threats.md", "protocol.md", "architecture.md"} {
+		page, err := os.ReadFile("../../docs/" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile("`((?:Test|Fuzz)[A-Z]\\w*)`").FindAllStringSubmatch(string(page), -1) {
+			if named++; !functions[m[1]] {
+				t.Errorf("docs/%s names %s, which no test file has", path, m[1])
+			}
+		}
+		for _, m := range regexp.MustCompile("story (`\\w+`)|stories ((?:`\\w+`(?:, )?)+)").FindAllStringSubmatch(string(page), -1) {
+			for _, name := range regexp.MustCompile(`\w+`).FindAllString(m[1]+" "+m[2], -1) {
+				if _, err := os.Stat("testdata/script/" + name + ".txtar"); err != nil {
+					t.Errorf("docs/%s names the story %s: %v", path, name, err)
+				}
+			}
+		}
+	}
+	if named < 50 {
+		t.Errorf("the pages name %d tests, want those of every claim", named)
 	}
 }
