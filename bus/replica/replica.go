@@ -237,7 +237,7 @@ func (r *Replica) unapplied(entries []bus.Entry) ([]bus.Entry, error) {
 		entries = entries[1:]
 	}
 	for i := range entries {
-		if got := entries[i].Position; at.Epoch != 0 && (got.Epoch != at.Epoch || got.Seq != at.Seq+1) {
+		if got := entries[i].Position; got.Seq != at.Seq+1 || got.Epoch != at.Epoch && at.Epoch != 0 {
 			return nil, fmt.Errorf("applying log entry %d of epoch %d: %w: the next one is %d of epoch %d", got.Seq, got.Epoch, errHole, at.Seq+1, at.Epoch)
 		}
 		at = entries[i].Position

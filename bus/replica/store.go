@@ -264,7 +264,7 @@ func encodeRecord(en *bus.Entry) ([]byte, error) {
 // (temporary file, sync, rename), the checkpoint first: a crash between leaves a journal whose
 // older entries are passed over. One Save at a time. A Replica that is not Ready is not saved.
 func (s *Store) Save(r *Replica) error {
-	if !r.Snapshot().Ready {
+	if snap := r.Snapshot(); !snap.Ready || snap.Position == (bus.Position{}) {
 		return nil // who starts from half of the log would vouch by half of it
 	}
 	s.mu.Lock()
