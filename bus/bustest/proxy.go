@@ -33,6 +33,7 @@ type Proxy struct {
 	paused  [Both]bool
 	delay   [Both]time.Duration
 	drop    [Both][]byte
+	tamper  [Both]func(Message) []Message
 	dropped int
 	changed chan struct{} // closed when a fault begins or ends
 }
@@ -82,7 +83,7 @@ func (p *Proxy) Dropped() int {
 
 // Resume ends every fault.
 func (p *Proxy) Resume() {
-	p.fault(Both, func(d Direction) { p.paused[d], p.delay[d], p.drop[d] = false, 0, nil })
+	p.fault(Both, func(d Direction) { p.paused[d], p.delay[d], p.drop[d], p.tamper[d] = false, 0, nil, nil })
 }
 
 // Cut breaks every connection; what was under way, or held back, is lost. Clients may connect again.
@@ -151,8 +152,10 @@ func (p *Proxy) pump(dir Direction, from, to net.Conn) {
 		if p.drops(dir, frame) {
 			continue
 		}
-		if _, err := to.Write(frame); err != nil {
-			return
+		for _, on := range p.tampered(dir, frame) {
+			if _, err := to.Write(on); err != nil {
+				return
+			}
 		}
 	}
 }
