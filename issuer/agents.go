@@ -1,7 +1,6 @@
 package issuer
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,41 +28,49 @@ const (
 
 // holder is an agent that has joined, as one that HS256 secrets are sealed to.
 type holder struct {
-	name      string
+	recipient
 	key       []byte // its public sealing key
-	to        []byte // its SealedSecret.To
 	told      bool   // it has told its audiences since this issuer listens
 	audiences []string
 }
 
-func (h *holder) is(b bus.SealedSecret) bool { return h.name == b.Agent && bytes.Equal(h.to, b.To) }
+// holders are all of them, as they were when that was looked up. They never change.
+type holders struct {
+	looked    time.Time
+	all       []holder
+	members   map[recipient]bool
+	audiences []string // that they have told, in order, each once
+}
 
 // holders lists the agents, from memory while that is at most so old.
-func (i *Issuer) holders(ctx context.Context, age time.Duration) ([]holder, error) {
+func (i *Issuer) holders(ctx context.Context, age time.Duration) (*holders, error) {
 	now := i.now()
 	i.private.mu.Lock()
-	known, looked := i.private.holders, i.private.looked
+	known := i.private.holders
 	i.private.mu.Unlock()
-	if known != nil && now.Sub(looked) < age && !looked.After(now) {
+	if known != nil && now.Sub(known.looked) < age && !known.looked.After(now) {
 		return known, nil
 	}
 	agents, err := i.Fleet.Agents(ctx)
 	if err != nil {
 		return nil, unavailable("listing", "agents", err)
 	}
-	all := make([]holder, 0, len(agents))
+	hs := &holders{looked: now, members: make(map[recipient]bool, len(agents))}
 	for _, a := range agents {
 		if len(a.SealingKey) == 0 {
 			continue
 		}
-		h := holder{name: a.Name, key: a.SealingKey, to: replica.Recipient(a.SealingKey)}
+		h := holder{recipient: recipient{a.Name, string(replica.Recipient(a.SealingKey))}, key: a.SealingKey}
 		h.audiences, h.told = toldAudiences(a.Status, i.cfg.Audience)
-		all = append(all, h)
+		hs.all, hs.members[h.recipient] = append(hs.all, h), true
+		hs.audiences = append(hs.audiences, h.audiences...)
 	}
+	slices.Sort(hs.audiences)
+	hs.audiences = slices.Compact(hs.audiences)
 	i.private.mu.Lock()
 	defer i.private.mu.Unlock()
-	i.private.holders, i.private.looked = all, now
-	return all, nil
+	i.private.holders = hs
+	return hs, nil
 }
 
 // lookAgain makes the next look at the ring list the agents anew.
@@ -94,13 +101,14 @@ func toldAudiences(status json.RawMessage, fallback string) ([]string, bool) {
 // audience, by their own word or, before they have told it to this issuer, by the boxes that they
 // have; and of an imported secret those that were named.
 func (v *ringView) missing(k *ringKey) []holder {
+	if v.holders == nil {
+		return nil
+	}
 	var lack []holder
-	for _, h := range v.holders {
-		if slices.ContainsFunc(k.Sealed, h.is) {
-			continue
-		}
-		if k.Shared && slices.Contains(k.Agents, h.name) || !k.Shared && v.serves(&h, k.Audience) {
-			lack = append(lack, h)
+	for n := range v.holders.all {
+		h := &v.holders.all[n]
+		if !k.has(h.recipient) && (k.Shared && slices.Contains(k.Agents, h.agent) || !k.Shared && v.serves(h, k.Audience)) {
+			lack = append(lack, *h)
 		}
 	}
 	return lack
@@ -111,7 +119,7 @@ func (v *ringView) serves(h *holder, audience string) bool {
 		return slices.Contains(h.audiences, audience)
 	}
 	return slices.ContainsFunc(v.keys, func(k *ringKey) bool {
-		return k.derived() && k.holds() && k.Audience == audience && slices.ContainsFunc(k.Sealed, h.is)
+		return k.derived() && k.holds() && k.Audience == audience && k.has(h.recipient)
 	})
 }
 
@@ -127,7 +135,7 @@ func (i *Issuer) sealMissing(ctx context.Context, v *ringView) (bool, error) {
 		}
 		p, err := i.privateKey(ctx, k.KeyID)
 		if errors.Is(err, ErrNotFound) || err == nil && p.key == nil {
-			i.log.Error("an agent gets no HS256 secret: it is not held here", "agent", lack[0].name, "kid", k.KeyID)
+			i.log.Error("an agent gets no HS256 secret: it is not held here", "agent", lack[0].agent, "kid", k.KeyID)
 			continue
 		}
 		if err != nil {
@@ -154,9 +162,9 @@ func (i *Issuer) sealMissing(ctx context.Context, v *ringView) (bool, error) {
 func (i *Issuer) sealTo(key *keyring.Key, to []holder) []bus.SealedSecret {
 	boxes := make([]bus.SealedSecret, 0, len(to))
 	for _, h := range to {
-		sealed, err := replica.Seal(key, h.name, h.key)
+		sealed, err := replica.Seal(key, h.agent, h.key)
 		if err != nil {
-			i.log.Error("an agent gets no HS256 secret: its sealing key is of no use", "agent", h.name, "kid", key.ID(), "error", err)
+			i.log.Error("an agent gets no HS256 secret: its sealing key is of no use", "agent", h.agent, "kid", key.ID(), "error", err)
 			continue
 		}
 		boxes = append(boxes, sealed)

@@ -239,6 +239,59 @@ func TestAudienceThatNobodyServes(t *testing.T) {
 	}
 }
 
+// TestRotateToHS256: every audience that is served has its key before the ring is changed for it.
+func TestRotateToHS256(t *testing.T) {
+	b := newBus()
+	ti := start(t, b)
+	members := []*member{join(t, b, "a"), join(t, b, "b", audienceB)}
+	st, err := ti.Rotate(t.Context(), issuer.Rotation{Alg: keyring.HS256})
+	if err != nil || st.Done || st.Audience != issuerURL || !slices.Equal(st.Pending, []string{"a", "b"}) {
+		t.Fatalf("Rotate(HS256): got %+v, %v, want it to wait for both", st, err)
+	}
+	if alg := part(t, mint(t, ti, audienceB), 0)["alg"]; alg != "EdDSA" {
+		t.Errorf("alg of a token meanwhile: got %v, want EdDSA", alg)
+	}
+	for range 4 {
+		for _, m := range members {
+			m.catchUp(t, ti)
+		}
+		ti.steps(t)
+	}
+	for _, m := range members {
+		m.catchUp(t, ti)
+	}
+	for at, audience := range []string{issuerURL, audienceB} {
+		token := mint(t, ti, audience)
+		if alg := part(t, token, 0)["alg"]; alg != "HS256" {
+			t.Errorf("alg of a token for %s: got %v, want HS256", audience, alg)
+		}
+		if err := ofAudience(members[at].Replica, token, audience); err != nil {
+			t.Errorf("the agent's verdict on a token for %s: %v", audience, err)
+		}
+	}
+	// And back: one key for every audience.
+	if st, err := ti.Rotate(t.Context(), issuer.Rotation{Alg: keyring.ES256}); err != nil || st.Done {
+		t.Fatalf("Rotate(ES256): got %+v, %v, want it to wait for both", st, err)
+	}
+	for _, m := range members {
+		m.catchUp(t, ti)
+	}
+	ti.steps(t)
+	for _, m := range members {
+		m.catchUp(t, ti)
+	}
+	for at, audience := range []string{issuerURL, audienceB} {
+		if err := ofAudience(members[at].Replica, mint(t, ti, audience), audience); err != nil {
+			t.Errorf("the agent's verdict on an ES256 token for %s: %v", audience, err)
+		}
+	}
+	for _, k := range func() []issuer.KeyStatus { all, _ := ti.ListKeys(t.Context()); return all }() {
+		if k.Alg == keyring.HS256 && k.State == keyring.Announced {
+			t.Errorf("ListKeys: %q for %s stands by still, in a ring of ES256", k.KeyID, k.Audience)
+		}
+	}
+}
+
 // TestNeedsItsKey: an agent that cannot open a key of its audience does not go on (PROTOCOL 19), and
 // does once it has its box; nobody signs with the key meanwhile.
 func TestNeedsItsKey(t *testing.T) {
@@ -270,154 +323,4 @@ func TestNeedsItsKey(t *testing.T) {
 			t.Errorf("verify after the rotation: %v", err)
 		}
 	})
-}
-
-// TestRemovalRotates: what signs after a removal is nothing that the removed agent has, and what it has
-// verifies nothing once the tokens made before have expired. To refuse those at once too is an emergency.
-func TestRemovalRotates(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBus()
-		ti := newIssuer(t, b, hs256, func(c *issuer.Config, _ *issuer.Parts) { c.PublishAhead = time.Hour })
-		stays, goes, apart := join(t, b, "stays"), join(t, b, "goes"), join(t, b, "apart", audienceB)
-		settle := func() {
-			for range 12 {
-				ti.steps(t)
-				for _, m := range []*member{stays, apart} {
-					m.catchUp(t, ti)
-				}
-			}
-		}
-		ti.steps(t)
-		goes.catchUp(t, ti)
-		settle()
-		goes.catchUp(t, ti)
-		settle()
-		farBefore, _ := ti.replica.Snapshot().Ring.ActiveFor(audienceB)
-		held := goes.Snapshot().Ring.Records()
-		if err := ti.RemoveAgent(t.Context(), "goes"); err != nil {
-			t.Fatal(err)
-		}
-		settle()
-		now, _ := ti.replica.Snapshot().Ring.ActiveFor(issuerURL)
-		for _, rec := range held {
-			if rec.Key != nil && (rec.KeyID == now.KeyID || rec.KeyID == standby(t, ti)) {
-				t.Errorf("the removed agent holds %q, which signs or is to sign", rec.KeyID)
-			}
-		}
-		if far, _ := ti.replica.Snapshot().Ring.ActiveFor(audienceB); far.KeyID != farBefore.KeyID {
-			t.Errorf("the key of an audience that it did not serve was replaced: %q", far.KeyID)
-		}
-		if err := ofAudience(stays.Replica, mint(t, ti, issuerURL), issuerURL); err != nil {
-			t.Errorf("the other agent's verdict on a new token: %v", err)
-		}
-		synctest.Wait()
-		if at := goes.Cursor(); at.Seq >= ti.position().Seq {
-			t.Errorf("the removed agent is at %d, want it to stand still at the key that it lacks", at.Seq)
-		}
-		time.Sleep(6 * time.Second) // then it is retiring
-		settle()
-		time.Sleep(17 * time.Minute) // then every token that it signed has expired
-		settle()
-		for _, rec := range held {
-			if rec.Key == nil {
-				continue
-			}
-			forged, err := rec.Key.Sign(keyring.AccessToken, claimsFor(issuerURL))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := ofAudience(stays.Replica, forged, issuerURL); err == nil {
-				t.Errorf("what the removed agent signs with %q is accepted", rec.KeyID)
-			}
-		}
-	})
-}
-
-// TestRejoin: an agent that joins anew with another sealing key leaves nothing usable to who has the old one.
-func TestRejoin(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBus()
-		ti := newIssuer(t, b, hs256)
-		old := join(t, b, "web-1")
-		ti.steps(t)
-		old.catchUp(t, ti)
-		before := checkRing(t, ti)
-		time.Sleep(2 * time.Second)
-		again := join(t, b, "web-1")
-		for range 8 {
-			ti.steps(t)
-			again.catchUp(t, ti)
-		}
-		if got := checkRing(t, ti); got == before {
-			t.Errorf("active key: got %q, which the agent's old sealing key opens", got)
-		}
-		if err := ofAudience(again.Replica, mint(t, ti, issuerURL), issuerURL); err != nil {
-			t.Errorf("its verdict on a new token: %v", err)
-		}
-		if at := old.Cursor(); at.Seq >= ti.position().Seq {
-			t.Errorf("who has the old key is at %d, want it to stand still", at.Seq)
-		}
-	})
-}
-
-// TestSharedSecret: an imported secret is what it is: it goes where it is sent, and signs on demand.
-func TestSharedSecret(t *testing.T) {
-	b := newBus()
-	ti := start(t, b)
-	named, other := join(t, b, "named"), join(t, b, "other")
-	secret := strings.Repeat("s", 32)
-	for name, in := range map[string]issuer.Import{
-		"to sign, not said to be shared": {Secret: secret, Activate: true, Agents: []string{"named", "other"}},
-		"to sign, an agent left out":     {Secret: secret, Activate: true, Shared: true, Agents: []string{"named"}},
-		"a name that is none":            {Secret: secret, Agents: []string{"two words"}},
-		"a public key as shared":         {PEM: publicPEM(t), Shared: true},
-		"a public key for agents":        {PEM: publicPEM(t), Agents: []string{"named"}},
-	} {
-		if _, err := ti.ImportKey(t.Context(), in); !isInput(err) {
-			t.Errorf("ImportKey(%s): got %v, want an InputError", name, err)
-		}
-	}
-	st, err := ti.ImportKey(t.Context(), issuer.Import{Secret: secret, Agents: []string{"named"}})
-	if err != nil || !st.Done || !st.Shared || !slices.Equal(st.Agents, []string{"named"}) {
-		t.Fatalf("ImportKey: got %+v, %v, want it shared with the one named", st, err)
-	}
-	ti.steps(t)
-	named.catchUp(t, ti)
-	other.catchUp(t, ti) // it does not need what is not for it
-	shared, err := keyring.NewSecret(st.KeyID, []byte(secret))
-	if err != nil {
-		t.Fatal(err)
-	}
-	token := foreign(t, shared)
-	if err := verify(named.Replica, token); err != nil {
-		t.Errorf("verify by the agent named: %v", err)
-	}
-	refused(t, "verify by another agent", verify(other.Replica, token), keyring.UnknownKey)
-	if kid := part(t, login(t, ti).Access, 0)["kid"]; kid == st.KeyID {
-		t.Error("a secret imported to verify signs")
-	}
-	if k, err := ti.Key(t.Context(), st.KeyID); err != nil || !k.Shared {
-		t.Errorf("Key: got %+v, %v, want it said to be shared", k, err)
-	}
-
-	st, err = ti.ImportKey(t.Context(), issuer.Import{Secret: strings.Repeat("z", 32), Activate: true, Shared: true, Agents: []string{"named", "other"}})
-	if err != nil || st.Done {
-		t.Fatalf("ImportKey to sign: got %+v, %v, want it to wait for the agents", st, err)
-	}
-	named.catchUp(t, ti)
-	other.catchUp(t, ti)
-	ti.steps(t)
-	if kid := part(t, login(t, ti).Access, 0)["kid"]; kid != st.KeyID {
-		t.Errorf("kid of a new token: got %v, want the imported %q", kid, st.KeyID)
-	}
-	// The next rotation leads back to secrets of our own.
-	for range 4 {
-		ti.steps(t)
-		named.catchUp(t, ti)
-		other.catchUp(t, ti)
-	}
-	next, err := ti.Rotate(t.Context(), issuer.Rotation{})
-	if err != nil || !next.Done || next.Shared || next.Alg != keyring.HS256 {
-		t.Errorf("Rotate: got %+v, %v, want an HS256 key of our own", next, err)
-	}
 }

@@ -118,3 +118,29 @@ func BenchmarkRefresh(b *testing.B) {
 		compare(b, func() { tokens = refresh(b, ti, tokens.Refresh) }, func() { f.once(b) })
 	})
 }
+
+// BenchmarkStep is one look at an HS256 ring at rest, of so many agents: it is taken up to 50 times
+// a second.
+func BenchmarkStep(b *testing.B) {
+	for _, agents := range []int{10, 1000} {
+		b.Run(strconv.Itoa(agents), func(b *testing.B) {
+			tb := newBus()
+			for n := range agents {
+				k, err := keyring.GenerateSealingKey()
+				if err != nil {
+					b.Fatal(err)
+				}
+				name := "web-" + strconv.Itoa(n)
+				tb.fleet.Join(name, k.Public())
+				tb.fleet.Tell(name)
+			}
+			ti := newIssuer(b, tb, hs256)
+			ti.steps(b)
+			for b.Loop() {
+				if err := ti.Step(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -11,9 +11,14 @@
 //     again byte for byte, and no token is stored.
 //   - revoke.go, sweep.go, feed.go: the log first, the record second; whoever reads the revocation
 //     of a session closes its record.
-//   - ring.go, rotate.go, private.go, refreshkeys.go, agents.go: announced, active, retiring,
-//     retired (DESIGN.md §6, PROTOCOL.md 16 to 18). Every step is one entry, written only if nobody
-//     has written about a key meanwhile.
+//   - lines.go, ring.go, keys.go: the ring as one decision sees it, what is due for it, and how a key
+//     comes into the log and moves on: announced, active, retiring, retired (DESIGN.md §6, PROTOCOL.md
+//     16 to 18). One key stands by, announced ahead. Every step is one entry, written only if nobody
+//     has written about a key meanwhile, and what a rotation waits for is in the log too, so that any
+//     issuer goes on where another stopped.
+//   - rotate.go, emergency.go, import.go, keystatus.go: what an operator asks of the ring, and waits for.
+//   - agents.go, private.go, refreshkeys.go: HS256 keys are derived for each audience from a master
+//     that stays in the bucket "keys", and sealed to the agents that serve it (PROTOCOL.md 19).
 //   - users.go, password.go, limit.go: argon2id behind a short queue.
-//   - http.go, simplejwt.go, devices.go, admin.go: the routes of API.md §4, thin. They decide nothing.
+//   - http.go, simplejwt.go, devices.go, admin.go, keysadmin.go: the routes of API.md §4, thin. They decide nothing.
 package issuer

@@ -71,9 +71,11 @@ func (i *Issuer) importInto(ctx context.Context, v *ringView, n *newKey) error {
 	if !n.verifyOnly {
 		n.activateAt = v.now.Add(i.cfg.PublishAhead)
 	}
-	for _, h := range v.holders {
-		if n.shared && !n.verifyOnly && v.serves(&h, n.audience) && !slices.Contains(n.agents, h.name) {
-			return &InputError{"agents", fmt.Sprintf("must name %q too: it serves audience %q, and without the secret it would refuse every new token", h.name, n.audience)}
+	if n.shared && !n.verifyOnly && v.holders != nil {
+		for _, h := range v.holders.all {
+			if v.serves(&h, n.audience) && !slices.Contains(n.agents, h.agent) {
+				return &InputError{"agents", fmt.Sprintf("must name %q too: it serves audience %q, and without the secret it would refuse every new token", h.agent, n.audience)}
+			}
 		}
 	}
 	return i.introduce(ctx, v, n)

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -115,4 +116,66 @@ func publicPEM(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+}
+
+// TestSharedSecret: an imported secret is what it is: it goes where it is sent, and signs on demand.
+func TestSharedSecret(t *testing.T) {
+	b := newBus()
+	ti := start(t, b)
+	named, other := join(t, b, "named"), join(t, b, "other")
+	secret := strings.Repeat("s", 32)
+	for name, in := range map[string]issuer.Import{
+		"to sign, not said to be shared": {Secret: secret, Activate: true, Agents: []string{"named", "other"}},
+		"to sign, an agent left out":     {Secret: secret, Activate: true, Shared: true, Agents: []string{"named"}},
+		"a name that is none":            {Secret: secret, Agents: []string{"two words"}},
+		"a public key as shared":         {PEM: publicPEM(t), Shared: true},
+		"a public key for agents":        {PEM: publicPEM(t), Agents: []string{"named"}},
+	} {
+		if _, err := ti.ImportKey(t.Context(), in); !isInput(err) {
+			t.Errorf("ImportKey(%s): got %v, want an InputError", name, err)
+		}
+	}
+	st, err := ti.ImportKey(t.Context(), issuer.Import{Secret: secret, Agents: []string{"named"}})
+	if err != nil || !st.Done || !st.Shared || !slices.Equal(st.Agents, []string{"named"}) {
+		t.Fatalf("ImportKey: got %+v, %v, want it shared with the one named", st, err)
+	}
+	ti.steps(t)
+	named.catchUp(t, ti)
+	other.catchUp(t, ti) // it does not need what is not for it
+	shared, err := keyring.NewSecret(st.KeyID, []byte(secret))
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := foreign(t, shared)
+	if err := verify(named.Replica, token); err != nil {
+		t.Errorf("verify by the agent named: %v", err)
+	}
+	refused(t, "verify by another agent", verify(other.Replica, token), keyring.UnknownKey)
+	if kid := part(t, login(t, ti).Access, 0)["kid"]; kid == st.KeyID {
+		t.Error("a secret imported to verify signs")
+	}
+	if k, err := ti.Key(t.Context(), st.KeyID); err != nil || !k.Shared {
+		t.Errorf("Key: got %+v, %v, want it said to be shared", k, err)
+	}
+
+	st, err = ti.ImportKey(t.Context(), issuer.Import{Secret: strings.Repeat("z", 32), Activate: true, Shared: true, Agents: []string{"named", "other"}})
+	if err != nil || st.Done {
+		t.Fatalf("ImportKey to sign: got %+v, %v, want it to wait for the agents", st, err)
+	}
+	named.catchUp(t, ti)
+	other.catchUp(t, ti)
+	ti.steps(t)
+	if kid := part(t, login(t, ti).Access, 0)["kid"]; kid != st.KeyID {
+		t.Errorf("kid of a new token: got %v, want the imported %q", kid, st.KeyID)
+	}
+	// The next rotation leads back to secrets of our own.
+	for range 4 {
+		ti.steps(t)
+		named.catchUp(t, ti)
+		other.catchUp(t, ti)
+	}
+	next, err := ti.Rotate(t.Context(), issuer.Rotation{})
+	if err != nil || !next.Done || next.Shared || next.Alg != keyring.HS256 {
+		t.Errorf("Rotate: got %+v, %v, want an HS256 key of our own", next, err)
+	}
 }

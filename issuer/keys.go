@@ -53,7 +53,7 @@ func (i *Issuer) master(ctx context.Context, v *ringView, audience string) (*key
 		state = keyring.Active
 	}
 	for _, k := range v.keys {
-		if !k.derived() || k.state() != state || k.Audience == audience || v.tainted(k) {
+		if !k.derived() || k.state() != state || k.Audience == audience || k.tainted {
 			continue
 		}
 		p, err := i.privateKey(ctx, k.KeyID)
@@ -83,7 +83,7 @@ func (i *Issuer) introduce(ctx context.Context, v *ringView, n *newKey) error {
 		if n.audience != i.cfg.Audience {
 			fact.Audience, fact.Default = n.audience, i.cfg.Audience
 		}
-		boxes = i.sealTo(key, v.missing(&ringKey{fact, 0}))
+		boxes = i.sealTo(key, v.missing(&ringKey{KeyFact: fact}))
 	} else {
 		var err error
 		if fact.JWK, err = key.PublicJWK(); err != nil {

@@ -14,7 +14,23 @@ import (
 // ringKey is a key, as the log's newest entry of it has it, and the sequence of its state.
 type ringKey struct {
 	*bus.KeyFact
-	seq uint64
+	seq     uint64
+	boxes   map[recipient]bool // those of Sealed; read with has
+	tainted bool               // an HS256 key of our own, and sealed to one who is no member any more, or not under that sealing key
+}
+
+// recipient is an agent under one sealing key.
+type recipient struct{ agent, to string }
+
+// has tells whether there is a box for somebody.
+func (k *ringKey) has(r recipient) bool {
+	if k.boxes == nil {
+		k.boxes = make(map[recipient]bool, len(k.Sealed))
+		for _, b := range k.Sealed {
+			k.boxes[recipient{b.Agent, string(b.To)}] = true
+		}
+	}
+	return k.boxes[r]
 }
 
 func (k *ringKey) state() keyring.State { return keyring.State(k.State) }
@@ -40,7 +56,7 @@ func (k *ringKey) began() time.Time { return time.Unix(max(k.ActivatesAt, k.Crea
 type ringView struct {
 	snap    *replica.Snapshot
 	keys    []*ringKey // by the sequence of their states
-	holders []holder   // nil where nothing in the ring is symmetric
+	holders *holders   // nil where nothing in the ring is symmetric
 	home    string     // the issuer's own audience
 	alg     keyring.Alg
 	now     time.Time
@@ -67,7 +83,7 @@ func (i *Issuer) view(ctx context.Context, alg keyring.Alg) (*ringView, error) {
 		if f == nil || f.State != string(rec.State) {
 			return nil, bus.ErrConflict // an entry came between the two
 		}
-		v.keys = append(v.keys, &ringKey{f, rec.Seq})
+		v.keys = append(v.keys, &ringKey{KeyFact: f, seq: rec.Seq})
 		symmetric = symmetric || rec.Alg.Symmetric()
 	}
 	v.alg = v.ringAlg(i.cfg.Alg)
@@ -75,14 +91,24 @@ func (i *Issuer) view(ctx context.Context, alg keyring.Alg) (*ringView, error) {
 		return v, nil
 	}
 	var err error
-	if v.holders, err = i.holders(ctx, holdersAge); err != nil {
-		return nil, err
-	}
-	// A box for a stranger may be for one who has joined since.
-	if slices.ContainsFunc(v.keys, func(k *ringKey) bool { return (k.waits() || k.state() == keyring.Active) && v.tainted(k) }) {
-		v.holders, err = i.holders(ctx, strangeAge)
+	if v.holders, err = i.holders(ctx, holdersAge); err == nil && v.taint() {
+		if v.holders, err = i.holders(ctx, strangeAge); err == nil { // one who has joined since is no stranger
+			v.taint()
+		}
 	}
 	return v, err
+}
+
+// taint marks the keys that a stranger can open. Such a key must not sign for longer than it takes to
+// replace it; it tells whether there is one that does or is to.
+func (v *ringView) taint() (some bool) {
+	for _, k := range v.keys {
+		k.tainted = k.derived() && slices.ContainsFunc(k.Sealed, func(b bus.SealedSecret) bool {
+			return !v.holders.members[recipient{b.Agent, string(b.To)}]
+		})
+		some = some || k.tainted && (k.waits() || k.state() == keyring.Active)
+	}
+	return some
 }
 
 // ringAlg is the algorithm of the key that signs for the issuer's own audience; while none does, of
@@ -150,7 +176,7 @@ func (v *ringView) lines(alg keyring.Alg, bits int) []line {
 		l := line{audience: aud, active: v.active(aud)}
 		for _, k := range v.keys {
 			switch {
-			case !k.waits() || k.symmetric() && k.Audience != aud || v.tainted(k):
+			case !k.waits() || k.symmetric() && k.Audience != aud || k.tainted:
 			case k.ActivatesAt != 0 && l.next == nil:
 				l.next = k
 			case k.ActivatesAt == 0 && l.standby == nil && keyring.Alg(k.Alg) == alg && (bits == 0 || k.Bits == bits):
@@ -170,29 +196,18 @@ func (v *ringView) audiences() []string {
 			more = append(more, k.Audience)
 		}
 	}
-	for _, h := range v.holders {
-		more = append(more, h.audiences...)
+	if v.holders != nil {
+		more = append(more, v.holders.audiences...)
 	}
 	slices.Sort(more)
 	more = slices.DeleteFunc(slices.Compact(more), func(aud string) bool { return aud == v.home })
 	return append([]string{v.home}, more[:min(len(more), maxAudiences)]...)
 }
 
-// tainted tells whether an HS256 key of our own is sealed to one who is no member any more, or not
-// under that sealing key: it must not sign for longer than it takes to replace it.
-func (v *ringView) tainted(k *ringKey) bool {
-	if !k.derived() || v.holders == nil {
-		return false
-	}
-	return slices.ContainsFunc(k.Sealed, func(b bus.SealedSecret) bool {
-		return !slices.ContainsFunc(v.holders, func(h holder) bool { return h.is(b) })
-	})
-}
-
 // due tells whether a line's key is to be replaced without anybody asking.
 func (i *Issuer) due(v *ringView, l *line) bool {
 	switch a := l.active; {
-	case a == nil, keyring.Alg(a.Alg) != v.alg, v.tainted(a):
+	case a == nil, keyring.Alg(a.Alg) != v.alg, a.tainted:
 		return true
 	default:
 		return i.cfg.RotateEvery > 0 && !v.now.Before(a.began().Add(i.cfg.RotateEvery))

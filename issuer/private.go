@@ -41,8 +41,7 @@ type privateKeys struct {
 	byID map[string]*privateKey // read from the bucket "keys"
 
 	idle    map[string]time.Time // active keys that sign nothing any more, since this process has known that
-	holders []holder             // who has joined, when that was
-	looked  time.Time            // last looked up
+	holders *holders             // the newest look at who has joined
 }
 
 func (p *privateKeys) get(kid string) *privateKey {

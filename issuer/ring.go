@@ -9,24 +9,38 @@ import (
 	"github.com/sidekey/sidekey/keyring"
 )
 
+// stepApart is the pause after a look at the ring: every acknowledgement of a large fleet is a change.
+const stepApart = 20 * time.Millisecond
+
 // keepRing looks at the ring whenever something has changed, and once a second, until ctx ends.
 func (i *Issuer) keepRing(ctx context.Context) {
 	for {
 		replicaChanged, fleetChanged := i.Replica.Changed(), i.Fleet.Changed()
-		if err := i.Step(ctx); err != nil && ctx.Err() == nil {
+		wrote, err := i.tryStep(ctx)
+		if err != nil && ctx.Err() == nil {
 			i.log.Warn("could not bring the ring on, trying again", "error", err)
 		}
-		t := time.NewTimer(time.Second)
-		select {
-		case <-replicaChanged:
-		case <-fleetChanged:
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if wrote && err == nil {
+			continue
+		}
+		if awaitAny(ctx, time.Second, replicaChanged, fleetChanged) != nil || awaitAny(ctx, stepApart, nil, nil) != nil {
 			return
 		}
-		t.Stop()
 	}
+}
+
+// awaitAny waits for a change, or for d; its error is ctx's.
+func awaitAny(ctx context.Context, d time.Duration, one, other <-chan struct{}) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-one:
+	case <-other:
+	case <-t.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
 }
 
 // Step does what is due for the ring, as this issuer's replica shows it: the first key, a box for an
@@ -34,17 +48,23 @@ func (i *Issuer) keepRing(ctx context.Context) {
 // retirement. It writes one entry at most, and only if nobody has written one about a key
 // meanwhile, so any number of issuers may call it at any time. Run calls it.
 func (i *Issuer) Step(ctx context.Context) error {
-	if !i.Replica.Snapshot().Ready || !i.fresh() {
-		return nil
-	}
-	_, err := i.step(ctx)
-	if errors.Is(err, bus.ErrConflict) {
-		return nil // another issuer was first; its entry wakes this one
-	}
+	_, err := i.tryStep(ctx)
 	return err
 }
 
-// step tells whether it has written something.
+// tryStep is Step, and tells whether it has written something.
+func (i *Issuer) tryStep(ctx context.Context) (wrote bool, err error) {
+	if !i.Replica.Snapshot().Ready || !i.fresh() {
+		return false, nil
+	}
+	wrote, err = i.step(ctx)
+	if errors.Is(err, bus.ErrConflict) {
+		return false, nil // another issuer was first; its entry wakes this one
+	}
+	return wrote, err
+}
+
+// step decides by one view of the ring. bus.ErrConflict: an entry came between.
 func (i *Issuer) step(ctx context.Context) (bool, error) {
 	v, err := i.view(ctx, i.cfg.Alg)
 	if err != nil {
@@ -93,7 +113,7 @@ func (i *Issuer) advance(ctx context.Context, v *ringView, l *line) (bool, error
 // published is when a key has been announced for so long that it may sign by schedule. One that
 // takes the place of a key that is known too widely waits for no poller.
 func (i *Issuer) published(v *ringView, l *line, k *ringKey) time.Time {
-	if l.active == nil || v.tainted(l.active) {
+	if l.active == nil || l.active.tainted {
 		return time.Unix(k.Created, 0)
 	}
 	return time.Unix(k.Created, 0).Add(i.cfg.PublishAhead)
@@ -142,7 +162,7 @@ func (i *Issuer) retire(ctx context.Context, v *ringView, lines []line) (bool, e
 				f.RetiredAt = v.now.Add(clockSkew).Unix()
 			})
 		}
-		spare := k.waits() && !used[k.KeyID] && (k.ActivatesAt == 0 || v.tainted(k))
+		spare := k.waits() && !used[k.KeyID] && (k.ActivatesAt == 0 || k.tainted)
 		if spare || k.state() == keyring.Retiring && i.spent(k, v.now) {
 			return true, i.become(ctx, v, k, keyring.Retired, func(f *bus.KeyFact) {
 				f.ExpiresAt = v.now.Add(retiredSlack).Unix()

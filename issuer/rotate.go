@@ -236,28 +236,21 @@ func (i *Issuer) notYet(ctx context.Context, kids []string, left time.Duration) 
 	return waiting, late, nil
 }
 
-// until tries until that is over, each time something has changed and by the clock, or for limit.
+// until tries until that is over, each time something has changed and by the clock, or for limit: a
+// fence, and the time of a key, come with time alone. It tries at least once.
 func (i *Issuer) until(ctx context.Context, limit time.Duration, try func() (over bool, err error)) (bool, error) {
-	deadline := time.NewTimer(limit)
-	defer deadline.Stop()
-	for {
+	for began := time.Now(); ; {
 		replicaChanged, fleetChanged := i.Replica.Changed(), i.Fleet.Changed()
 		if over, err := try(); over || err != nil {
 			return over, err
 		}
-		look := time.NewTimer(50 * time.Millisecond) // a fence, and the time of a key, come with time alone
-		select {
-		case <-replicaChanged:
-		case <-fleetChanged:
-		case <-look.C:
-		case <-deadline.C:
-			look.Stop()
+		left := limit - time.Since(began)
+		if left <= 0 {
 			return false, nil
-		case <-ctx.Done():
-			look.Stop()
-			return false, fmt.Errorf("waiting for the agents: %w", ctx.Err())
 		}
-		look.Stop()
+		if err := awaitAny(ctx, min(left, 50*time.Millisecond), replicaChanged, fleetChanged); err != nil {
+			return false, fmt.Errorf("waiting for the agents: %w", err)
+		}
 	}
 }
 

@@ -46,9 +46,9 @@ func (r *Replica) lacking(ring *keyring.Ring) bool {
 	if r.cfg.Needs == nil {
 		return false
 	}
-	for _, f := range r.keys {
-		rec, ok := ring.Record(f.KeyID)
-		if !ok || !rec.Alg.Symmetric() || rec.Key != nil || rec.State == keyring.Retired || rec.State == keyring.Revoked || !r.cfg.Needs(f) {
+	for _, rec := range ring.Records() { // by sequence: the oldest is named
+		f := r.keys[rec.KeyID]
+		if f == nil || !rec.Alg.Symmetric() || rec.Key != nil || rec.State == keyring.Retired || rec.State == keyring.Revoked || !r.cfg.Needs(f) {
 			continue
 		}
 		err := fmt.Errorf("key %q of audience %q is not sealed to this agent yet, so it neither acknowledges nor renews its lease (PROTOCOL 19)", f.KeyID, f.Audience)
