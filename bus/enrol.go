@@ -345,6 +345,7 @@ func (e *Enrolment) enter(ctx context.Context, req *joinRequest) (m Member, fres
 		m = Member{Name: req.Name, Nkey: req.Nkey, SigningKey: req.SigningKey, SealingKey: req.SealingKey, Join: req.ID, Joined: time.Now().Unix()}
 		if err == nil {
 			m.Former = append(old.Former, old.Nkey)
+			m.Longest = old.Longest // a process of then may still hold it
 		}
 		if err = writeMember(ctx, bucket, m, rev); !errors.Is(err, ErrConflict) && !errors.Is(err, ErrExists) {
 			return m, true, err

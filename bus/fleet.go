@@ -38,12 +38,13 @@ type Fleet struct {
 	mu      sync.Mutex
 	heard   map[string]*AgentInfo // by name; of members only Run, Version, Position, Seen and Status
 	signing map[string]signingKey // by name
+	longest map[string]int64      // by name, milliseconds: what is in the bucket, or less
 	changed chan struct{}
 }
 
 // OpenFleet begins to listen.
 func OpenFleet(c *Conn, agents *Bucket) (*Fleet, error) {
-	f := &Fleet{conn: c, agents: agents, heard: make(map[string]*AgentInfo), signing: make(map[string]signingKey), changed: make(chan struct{})}
+	f := &Fleet{conn: c, agents: agents, heard: make(map[string]*AgentInfo), signing: make(map[string]signingKey), longest: make(map[string]int64), changed: make(chan struct{})}
 	var err error
 	if f.sub, err = c.nc.Subscribe(c.subjects.status(Any), f.status); err != nil {
 		return nil, fmt.Errorf("listening to agents: %w", err)
@@ -102,6 +103,49 @@ func (f *Fleet) SigningKey(ctx context.Context, agent string) (ed25519.PublicKey
 	}
 	f.signing[agent] = signingKey{key: m.SigningKey, read: time.Now()}
 	return m.SigningKey, nil
+}
+
+// NoteLease writes down, before it is granted, that an agent asks for a longer lease than ever before:
+// should the log be lost, this is what it may hold. It costs a write for each longer one, else nothing.
+func (f *Fleet) NoteLease(ctx context.Context, agent string, length time.Duration) error {
+	ms := length.Milliseconds()
+	f.mu.Lock()
+	noted := f.longest[agent]
+	f.mu.Unlock()
+	for noted < ms {
+		m, revision, err := readMember(ctx, f.agents, agent)
+		if err != nil {
+			return fmt.Errorf("noting the lease of agent %q: %w", agent, err)
+		}
+		if noted = m.Longest; noted < ms {
+			m.Longest = ms
+			err = writeMember(ctx, f.agents, m, revision)
+			if errors.Is(err, ErrConflict) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("noting the lease of agent %q: %w", agent, err)
+			}
+			noted = ms
+		}
+		f.mu.Lock()
+		f.longest[agent] = max(f.longest[agent], noted)
+		f.mu.Unlock()
+	}
+	return nil
+}
+
+// Longest gives the longest lease that each agent that ever joined has asked for, removed ones included.
+func (f *Fleet) Longest(ctx context.Context) (map[string]time.Duration, error) {
+	members, err := listMembers(ctx, f.agents)
+	if err != nil {
+		return nil, err
+	}
+	longest := make(map[string]time.Duration, len(members))
+	for _, m := range members {
+		longest[m.Name] = time.Duration(m.Longest) * time.Millisecond
+	}
+	return longest, nil
 }
 
 // KnownSigningKey is SigningKey from memory, while that is at most keyAge old.

@@ -20,7 +20,8 @@ type Member struct {
 	Join       string   `json:"join"`        // id of the token that it joined with
 	Joined     int64    `json:"joined"`      // NumericDate
 	RemovedAt  int64    `json:"removed_at,omitempty"`
-	Former     []string `json:"former,omitempty"` // nkeys that had the name before, revoked for ever
+	Longest    int64    `json:"longest_lease_ms,omitempty"` // of an agent: the longest lease that it ever asked for
+	Former     []string `json:"former,omitempty"`           // nkeys that had the name before, revoked for ever
 }
 
 // Removed tells whether the member was struck off.

@@ -101,7 +101,7 @@ func serverOptions(cfg ServerConfig) (*server.Options, *server.MemAccResolver, e
 	}
 	if opts.TLSConfig == nil && !loopback(host) && !cfg.Insecure {
 		if opts.TLSConfig, err = cfg.Keys.ServerTLS(append(cfg.Names, host)); err != nil {
-			return nil, nil, fmt.Errorf("refusing to open the bus on %q in clear: %w; set bus.tls_cert and bus.tls_key, or bus.insecure = true", cfg.Listen, err)
+			return nil, nil, fmt.Errorf("refusing to open the bus on %q in clear: %w; set bus.tls_cert and bus.tls_key, or insecure = true", cfg.Listen, err)
 		}
 	}
 	resolver, err := operatorMode(opts, cfg.Keys, cfg.Revoked)

@@ -230,7 +230,7 @@ func TestGapToANewEpoch(t *testing.T) {
 		time.Sleep(time.Second)
 		o.readTo(t, "with the checkpoint of the earlier", 2)
 		o.at = bus.Cursor{Position: bus.Position{Epoch: 2, Seq: 2}}
-		o.held = lease.Blanket([]string{"web-1"}, o.at.Position)
+		o.held = lease.Blanket(map[string]time.Duration{"web-1": 0}, o.at.Position)
 		time.Sleep(time.Second)
 		o.readTo(t, "with its own", 3)
 		if rec := o.Ledger.Receipt(three.Position, ""); len(rec.Pending) != 1 {

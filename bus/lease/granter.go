@@ -43,7 +43,7 @@ type GrantLog interface {
 	AppendTick(ctx context.Context, t bus.Tick) (bus.Cursor, error)
 }
 
-// GranterConfig is what a Granter needs; all members are required.
+// GranterConfig is what a Granter needs; all members but Note are required.
 type GranterConfig struct {
 	Issuer    string // this issuer's name
 	Run       string // this process
@@ -51,6 +51,9 @@ type GranterConfig struct {
 	Log       GrantLog
 	// Key gives the key that an agent signs with. An error refuses it: it is not enrolled, or removed.
 	Key func(ctx context.Context, agent string) (ed25519.PublicKey, error)
+	// Note writes down that an agent is about to be granted a lease of a length, for the case that the
+	// log is lost; an error refuses the lease. nil: nobody needs to know.
+	Note func(ctx context.Context, agent string, length time.Duration) error
 	// Applied is what this issuer's own verify path has applied.
 	Applied func() uint64
 	Logger  hclog.Logger
@@ -138,7 +141,10 @@ func (g *Granter) prove(ctx context.Context, s bus.Spoken) (Request, error) {
 	if !ed25519.Verify(key, signed(contextRequest, s.Body), s.Signature) {
 		return req, errors.New("its signature is not the enrolled agent's")
 	}
-	return req, nil
+	if g.cfg.Note != nil {
+		err = g.cfg.Note(ctx, req.Agent, time.Duration(req.Length)*time.Millisecond)
+	}
+	return req, err
 }
 
 // Run ticks until ctx ends.

@@ -225,12 +225,16 @@ func (l *Ledger) ReadUpTo() bus.Position {
 const anyRun = "*"
 
 // Blanket gives the Holdings of agents of whose leases nothing is known any more, since the log that
-// recorded them is lost: each may hold the longest one there is (PROTOCOL 5). No run of theirs can be
-// told from another, so none of them is settled by an acknowledgement.
-func Blanket(agents []string, at bus.Position) []Holding {
-	held := make([]Holding, 0, len(agents))
-	for _, name := range agents {
-		held = append(held, Holding{Agent: name, Run: anyRun, Grants: []GrantedAt{{Position: at, Length: MaxLength, Mode: Refuse}}})
+// recorded them is lost: each may hold the longest that it ever asked for (0: the longest there is), and
+// without agents anybody may (PROTOCOL 5). No run of theirs can be told from another, so none of them is
+// settled by an acknowledgement.
+func Blanket(longest map[string]time.Duration, at bus.Position) []Holding {
+	if len(longest) == 0 {
+		longest = map[string]time.Duration{"agents that are not known any more": 0}
+	}
+	held := make([]Holding, 0, len(longest))
+	for name, length := range longest {
+		held = append(held, Holding{Agent: name, Run: anyRun, Grants: []GrantedAt{{Position: at, Length: cmp.Or(length, MaxLength), Mode: Refuse}}})
 	}
 	return held
 }

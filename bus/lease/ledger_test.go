@@ -216,7 +216,7 @@ func TestTwoLeasesOfOneTick(t *testing.T) {
 // TestNobodyIsAny: no process may call itself by the name that stands for those of which nothing is known.
 func TestNobodyIsAny(t *testing.T) {
 	b := newBook()
-	b.Restore(b.reads(), lease.Blanket([]string{"web-1"}, bus.Position{Epoch: 1}))
+	b.Restore(b.reads(), lease.Blanket(map[string]time.Duration{"web-1": 0}, bus.Position{Epoch: 1}))
 	at := b.reads()
 	b.acks("web-1", "*", at)
 	b.want(t, "an acknowledgement of run *", at, "[] | [] | [web-1] | []")
@@ -433,7 +433,7 @@ func TestRestore(t *testing.T) {
 func TestBlanket(t *testing.T) {
 	b := newBook()
 	start := b.log.next()
-	b.Restore(start, lease.Blanket([]string{"web-1", "web-2"}, start.Position))
+	b.Restore(start, lease.Blanket(map[string]time.Duration{"web-1": 0, "web-2": 0}, start.Position))
 	at := b.reads(asks("web-1", "a", time.Minute))
 	b.acks("web-1", "a", at)
 	b.want(t, "at once", at, "[] | [] | [web-1 web-2] | []")

@@ -49,6 +49,9 @@ func (a *app) identify(ctx context.Context, role bus.Role, dataDir, join string,
 		return id, err
 	}
 	token, terr := a.readJoinToken(join)
+	if errors.Is(terr, fs.ErrNotExist) {
+		return nil, fmt.Errorf("reading the join token: there is no file %s; leave --join away where this %s has joined already", join, role)
+	}
 	if terr != nil {
 		return nil, terr
 	}
@@ -104,7 +107,8 @@ func (a *app) dropJoinToken(join string) error {
 		return nil
 	}
 	if err := os.Remove(join); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("removing the used join token: %w; remove the file yourself", err)
+		// It is used up, and lets nobody in: no reason not to start, as from a mounted secret.
+		fmt.Fprintf(a.stderr, "sidekey: removing the used join token: %v; remove it yourself\n", err)
 	}
 	return nil
 }
@@ -120,6 +124,12 @@ func (p *issuerProcess) openTrust(context.Context) (err error) {
 	}
 	path := filepath.Join(p.cfg.DataDir, bus.KeysFile)
 	if len(p.cfg.Bus.URLs) == 0 {
+		store := filepath.Join(p.cfg.DataDir, "jetstream")
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			if _, err := os.Stat(store); err == nil {
+				return fmt.Errorf("opening the bus's keys: %s is gone, and %s is there; put it back from a backup: with new keys the state would look empty, and every agent would be refused", path, store)
+			}
+		}
 		p.keys, err = bus.OpenKeys(path, p.master)
 		return err
 	}

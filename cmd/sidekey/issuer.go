@@ -107,7 +107,7 @@ func openIssuer(ctx context.Context, cfg Config, id *bus.Identity, log hclog.Log
 	}()
 	sctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
-	for _, open := range []func(context.Context) error{p.lock, p.listen, p.openTrust, p.openBus, p.openState, p.openLog, p.openFleet, p.openEnrolment, p.openParts} {
+	for _, open := range []func(context.Context) error{p.lock, p.listen, p.openTrust, p.openBus, p.openState, p.openFleet, p.openLog, p.openEnrolment, p.openParts} {
 		if err := open(sctx); err != nil {
 			return nil, err
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
-	"fmt"
 	"path/filepath"
 
 	"github.com/sidekey/sidekey/bus"
@@ -46,11 +45,11 @@ func (p *issuerProcess) openLog(ctx context.Context) (err error) {
 func (p *issuerProcess) beginAnew(ctx context.Context, cfg bus.LogConfig, known *replica.Replica) error {
 	p.log.Error("THE LOG HAS LOST ENTRIES that were acknowledged; beginning it anew from this issuer's own copy",
 		"epoch", known.Cursor().Epoch, "known_seq", known.Cursor().Seq)
-	agents, err := p.agentNames(ctx)
+	longest, err := p.fleet.Longest(ctx)
 	if err != nil {
 		return err
 	}
-	held, err := json.Marshal(lease.Blanket(agents, known.Cursor().Position))
+	held, err := json.Marshal(lease.Blanket(longest, known.Cursor().Position))
 	if err != nil {
 		return err
 	}
@@ -61,23 +60,6 @@ func (p *issuerProcess) beginAnew(ctx context.Context, cfg bus.LogConfig, known 
 	p.log.Error("the log was begun anew: every agent reads it from its checkpoint, and receipts wait for the longest lease",
 		"epoch", at.Epoch, "seq", at.Seq, "revocations", known.Revocations())
 	return nil
-}
-
-// agentNames names the agents that may hold a lease.
-func (p *issuerProcess) agentNames(ctx context.Context) ([]string, error) {
-	recs, err := p.buckets[bus.BucketAgents].List(ctx, "")
-	if err != nil {
-		return nil, err
-	}
-	names := make([]string, 0, len(recs))
-	for _, rec := range recs {
-		name, err := bus.Parts(rec.Name)
-		if err != nil {
-			return nil, fmt.Errorf("reading the names of the agents: %w", err)
-		}
-		names = append(names, name[0])
-	}
-	return names, nil
 }
 
 // openLeases builds the account of who may be vouching, and the pulse that grants leases.
@@ -96,6 +78,7 @@ func (p *issuerProcess) openLeases() {
 		Key: func(ctx context.Context, agent string) (ed25519.PublicKey, error) {
 			return p.fleet.SigningKey(ctx, agent)
 		},
+		Note:    p.fleet.NoteLease,
 		Applied: func() uint64 { return p.replica.Snapshot().Position.Seq },
 	})
 }
