@@ -374,6 +374,8 @@ func (l *Log) await(ctx context.Context, sent []*pending) error {
 	const within = 2 * time.Second // of one another
 	timeout := time.NewTimer(within)
 	defer timeout.Stop()
+	lost := l.conn.nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
+	defer l.conn.nc.RemoveStatusListener(lost)
 	for _, p := range sent {
 		select {
 		case <-p.ack.Ok():
@@ -381,6 +383,8 @@ func (l *Log) await(ctx context.Context, sent []*pending) error {
 			timeout.Reset(within)
 		case err := <-p.ack.Err():
 			return err
+		case <-lost:
+			return nats.ErrDisconnected // and with the connection, what the server had to say
 		case <-timeout.C:
 			return nats.ErrTimeout
 		case <-ctx.Done():

@@ -227,6 +227,21 @@ func retry(ctx context.Context, fn func(context.Context) error) error {
 	}
 }
 
+// while bounds a request in time, and ends it when the connection is lost: its answer is lost then.
+func (c *Conn) while(ctx context.Context, within time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	lost := c.nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
+	go func() {
+		defer c.nc.RemoveStatusListener(lost)
+		select {
+		case <-lost:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
 // sleep waits for d, and tells whether ctx goes on.
 func sleep(ctx context.Context, d time.Duration) bool {
 	select {

@@ -80,7 +80,7 @@ func (r *Reader) content(ctx context.Context) (*manifest, []byte, error) {
 			return nil, nil, fmt.Errorf("reading the checkpoint of entry %d: %w", m.Seq, nats.ErrDisconnected)
 		}
 		got := 0
-		bctx, cancel := context.WithTimeout(ctx, batchWithin)
+		bctx, cancel := r.conn.while(ctx, batchWithin)
 		msgs, err := jetstreamext.GetBatch(bctx, r.conn.js, r.conn.subjects.checkpointStream(), min(m.Chunks-n, 8),
 			jetstreamext.GetBatchSeq(seq), jetstreamext.GetBatchSubject(r.conn.subjects.chunk(m.ID)))
 		if err == nil {

@@ -255,7 +255,7 @@ func (r *Reader) batch(ctx context.Context, seq uint64) (batch []message, pendin
 	if !r.conn.Connected() { // a request that cannot be sent would leave its subscription behind
 		return nil, 0, fmt.Errorf("reading the log back from entry %d: %w", seq, nats.ErrDisconnected)
 	}
-	bctx, cancel := context.WithTimeout(ctx, batchWithin)
+	bctx, cancel := r.conn.while(ctx, batchWithin)
 	defer cancel()
 	stream := r.conn.subjects.logStream()
 	msgs, err := jetstreamext.GetBatch(bctx, r.conn.js, stream, batchSize, jetstreamext.GetBatchSeq(seq), jetstreamext.GetBatchMaxBytes(batchBytes))
