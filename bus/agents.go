@@ -17,5 +17,6 @@ type AgentInfo struct {
 	Removed    time.Time // zero: it is a member
 	SigningKey ed25519.PublicKey
 	SealingKey []byte
+	Audiences  []string        // that it may serve, by its join token; none: the ring's default alone
 	Status     json.RawMessage // the agent's own words, informative
 }

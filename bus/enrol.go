@@ -34,8 +34,10 @@ type invitation struct {
 	Name    string `json:"name"`
 	Nkey    string `json:"nkey"` // public: of the token's user
 	Expires int64  `json:"exp"`
-	Used    int64  `json:"used,omitempty"` // NumericDate
-	By      string `json:"by,omitempty"`   // the nkey that it let in
+	// Audiences are those that the agent may serve; none: the ring's default alone.
+	Audiences []string `json:"audiences,omitempty"`
+	Used      int64    `json:"used,omitempty"` // NumericDate
+	By        string   `json:"by,omitempty"`   // the nkey that it let in
 }
 
 // EnrolConfig is what an Enrolment works on. Server and Revoked are for the issuer that has the
@@ -120,7 +122,7 @@ func (e *Enrolment) members(role Role) *Bucket {
 
 // Invite makes a join token and returns its text, which nobody sees again. life 0: DefaultTokenLife.
 // ErrExists: the name has joined.
-func (e *Enrolment) Invite(ctx context.Context, role Role, name string, life time.Duration) (string, error) {
+func (e *Enrolment) Invite(ctx context.Context, role Role, name string, life time.Duration, audiences ...string) (string, error) {
 	if e.cfg.Keys == nil {
 		return "", ErrNoKeys
 	}
@@ -149,7 +151,7 @@ func (e *Enrolment) Invite(ctx context.Context, role Role, name string, life tim
 		return "", err
 	}
 	e.pruneTokens(ctx)
-	record, err := json.Marshal(invitation{Role: role, Name: name, Nkey: nkey, Expires: t.Expires})
+	record, err := json.Marshal(invitation{Role: role, Name: name, Nkey: nkey, Expires: t.Expires, Audiences: audiences})
 	if err != nil {
 		return "", err
 	}
@@ -278,6 +280,7 @@ func (e *Enrolment) spend(ctx context.Context, a *joinAsked, req *joinRequest) e
 			e.audit.Error("a join token was misused", "role", inv.Role, "name", inv.Name, "token_id", req.ID, "asked_name", req.Name, "error", err)
 			return err
 		}
+		req.audiences = inv.Audiences
 		again := fmt.Sprintf("ask for another with `sidekey %s add %s`", inv.Role.command(), inv.Name)
 		switch {
 		case inv.Used != 0 && inv.By == req.Nkey:
@@ -342,7 +345,7 @@ func (e *Enrolment) enter(ctx context.Context, req *joinRequest) (m Member, fres
 		case err == nil && (old.Nkey == req.Nkey || slices.Contains(old.Former, req.Nkey)):
 			return m, false, fmt.Errorf("%s %q was removed; ask for another join token", req.Role, req.Name)
 		}
-		m = Member{Name: req.Name, Nkey: req.Nkey, SigningKey: req.SigningKey, SealingKey: req.SealingKey, Join: req.ID, Joined: time.Now().Unix()}
+		m = Member{Name: req.Name, Nkey: req.Nkey, SigningKey: req.SigningKey, SealingKey: req.SealingKey, Join: req.ID, Joined: time.Now().Unix(), Audiences: req.audiences}
 		if err == nil {
 			m.Former = append(old.Former, old.Nkey)
 			m.Longest = old.Longest // a process of then may still hold it

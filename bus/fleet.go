@@ -73,7 +73,7 @@ func (f *Fleet) Everybody(ctx context.Context) ([]AgentInfo, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, m := range members {
-		info := AgentInfo{Name: m.Name, SigningKey: m.SigningKey, SealingKey: m.SealingKey, Joined: time.Unix(m.Joined, 0)}
+		info := AgentInfo{Name: m.Name, SigningKey: m.SigningKey, SealingKey: m.SealingKey, Audiences: m.Audiences, Joined: time.Unix(m.Joined, 0)}
 		if m.Removed() {
 			info.Removed = time.Unix(m.RemovedAt, 0)
 		}

@@ -20,6 +20,7 @@ type Member struct {
 	Join       string   `json:"join"`        // id of the token that it joined with
 	Joined     int64    `json:"joined"`      // NumericDate
 	RemovedAt  int64    `json:"removed_at,omitempty"`
+	Audiences  []string `json:"audiences,omitempty"`        // that an agent may serve, whatever it says; none: the ring's default alone
 	Longest    int64    `json:"longest_lease_ms,omitempty"` // of an agent: the longest lease that it ever asked for
 	Former     []string `json:"former,omitempty"`           // nkeys that had the name before, revoked for ever
 }

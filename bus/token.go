@@ -98,6 +98,8 @@ type (
 		Nkey       string `json:"nkey"`
 		SigningKey []byte `json:"signing_key"` // Ed25519, public
 		SealingKey []byte `json:"sealing_key"` // MLKEM768X25519, public
+
+		audiences []string // those that the token allows, once it is proven
 	}
 	joinAsked struct {
 		Request  []byte `json:"request"` // a joinRequest's JSON

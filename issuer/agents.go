@@ -62,6 +62,7 @@ func (i *Issuer) holders(ctx context.Context, age time.Duration) (*holders, erro
 		}
 		h := holder{recipient: recipient{a.Name, string(replica.Recipient(a.SealingKey))}, key: a.SealingKey}
 		h.audiences, h.told = toldAudiences(a.Status, i.cfg.Audience)
+		h.audiences = slices.DeleteFunc(h.audiences, func(aud string) bool { return !i.maySee(a, aud) })
 		hs.all, hs.members[h.recipient] = append(hs.all, h), true
 		hs.audiences = append(hs.audiences, h.audiences...)
 	}
@@ -71,6 +72,15 @@ func (i *Issuer) holders(ctx context.Context, age time.Duration) (*holders, erro
 	defer i.private.mu.Unlock()
 	i.private.holders = hs
 	return hs, nil
+}
+
+// maySee tells whether an agent may have the secrets of an audience. What it says of itself is not
+// enough: a broken host would say that it serves them all.
+func (i *Issuer) maySee(a bus.AgentInfo, audience string) bool {
+	if len(a.Audiences) == 0 {
+		return audience == i.cfg.Audience
+	}
+	return slices.Contains(a.Audiences, audience)
 }
 
 // lookAgain makes the next look at the ring list the agents anew.

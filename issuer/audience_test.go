@@ -239,6 +239,34 @@ func TestAudienceThatNobodyServes(t *testing.T) {
 	}
 }
 
+// TestAudienceClaimed: what an agent says that it serves is not enough to be given an audience's secret.
+func TestAudienceClaimed(t *testing.T) {
+	b := newBus()
+	join(t, b, "thief")
+	owner := join(t, b, "owner", audienceB)
+	b.fleet.Claim("thief", issuerURL, audienceB)
+	ti := newIssuer(t, b, hs256)
+	for range 3 {
+		ti.steps(t)
+		owner.catchUp(t, ti)
+		b.fleet.Acknowledge("thief", ti.position())
+	}
+	far, ok := ti.replica.Snapshot().Ring.ActiveFor(audienceB)
+	if !ok {
+		t.Fatal("the audience that its owner serves has no key")
+	}
+	for _, f := range ti.replica.Keys() {
+		for _, box := range f.Sealed {
+			if f.KeyID == far.KeyID && strings.HasPrefix(box.Agent, "thief") {
+				t.Errorf("key %s of %s is sealed to %s", f.KeyID, f.Audience, box.Agent)
+			}
+		}
+	}
+	if err := ofAudience(owner.Replica, mint(t, ti, audienceB), audienceB); err != nil {
+		t.Errorf("the owner's verdict: %v", err)
+	}
+}
+
 // TestRotateToHS256: every audience that is served has its key before the ring is changed for it.
 func TestRotateToHS256(t *testing.T) {
 	b := newBus()

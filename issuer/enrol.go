@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/sidekey/sidekey/bus"
@@ -12,19 +13,22 @@ import (
 
 // Enrolment lets agents and issuers in, and knows who has joined. *bus.Enrolment is one.
 type Enrolment interface {
-	// Invite makes a join token for a name; bus.ErrExists: it has joined. life 0: an hour.
-	Invite(ctx context.Context, role bus.Role, name string, life time.Duration) (string, error)
+	// Invite makes a join token for a name; bus.ErrExists: it has joined. life 0: an hour. audiences
+	// are those that an agent may serve; none: the ring's default.
+	Invite(ctx context.Context, role bus.Role, name string, life time.Duration, audiences ...string) (string, error)
 	// Members lists who has joined, also the removed.
 	Members(ctx context.Context, role bus.Role) ([]bus.Member, error)
 	Remove(ctx context.Context, role bus.Role, name string) error // bus.ErrNotFound
 }
 
 // Invite makes a join token for an agent or an issuer: its one use lets in who has it.
-func (i *Issuer) Invite(ctx context.Context, role bus.Role, name string, life time.Duration) (string, error) {
+// An agent is given HS256 secrets for these audiences alone (none: the ring's default), whatever it
+// says that it serves.
+func (i *Issuer) Invite(ctx context.Context, role bus.Role, name string, life time.Duration, audiences ...string) (string, error) {
 	if i.Enrolment == nil {
 		return "", fmt.Errorf("inviting %s %q: %w: this issuer lets nobody in", role, name, ErrUnavailable)
 	}
-	token, err := i.Enrolment.Invite(ctx, role, name, life)
+	token, err := i.Enrolment.Invite(ctx, role, name, life, audiences...)
 	switch {
 	case errors.Is(err, bus.ErrExists):
 		return "", fmt.Errorf("%s %q: %w; remove it first", role, name, ErrExists)
@@ -71,8 +75,9 @@ func (i *Issuer) adminInviteIssuer(r *http.Request) (int, any, error) {
 
 func (i *Issuer) adminInvite(r *http.Request, role bus.Role) (int, any, error) {
 	var in struct {
-		Name    string `json:"name"`
-		Expires string `json:"expires"`
+		Name      string   `json:"name"`
+		Expires   string   `json:"expires"`
+		Audiences []string `json:"audiences"`
 	}
 	if err := readJSON(r, &in); err != nil {
 		return 0, nil, err
@@ -87,7 +92,12 @@ func (i *Issuer) adminInvite(r *http.Request, role bus.Role) (int, any, error) {
 			return 0, nil, &InputError{"expires", fmt.Sprintf(`must be a duration from 1s to %s, such as "1h"`, bus.MaxTokenLife)}
 		}
 	}
-	token, err := i.Invite(r.Context(), role, in.Name, life)
+	if len(in.Audiences) > 0 && role != bus.RoleAgent || len(in.Audiences) > 64 || slices.ContainsFunc(in.Audiences, func(aud string) bool {
+		return aud == "" || len(aud) > maxAudienceBytes || !printable(aud)
+	}) {
+		return 0, nil, &InputError{"audiences", fmt.Sprintf("must be up to 64 audiences of up to %d printable bytes, and only for an agent", maxAudienceBytes)}
+	}
+	token, err := i.Invite(r.Context(), role, in.Name, life, in.Audiences...)
 	return http.StatusCreated, map[string]string{"name": in.Name, "token": token}, err
 }
 

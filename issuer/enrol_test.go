@@ -17,7 +17,7 @@ import (
 // enrolment is one of no bus.
 type enrolment struct{ members map[string]bus.Member }
 
-func (e *enrolment) Invite(_ context.Context, role bus.Role, name string, life time.Duration) (string, error) {
+func (e *enrolment) Invite(_ context.Context, role bus.Role, name string, life time.Duration, _ ...string) (string, error) {
 	if m, ok := e.members[name]; ok && !m.Removed() {
 		return "", bus.ErrExists
 	}

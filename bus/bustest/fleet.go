@@ -28,8 +28,19 @@ func (f *Fleet) Join(name string, sealingKey []byte) {
 	})
 }
 
-// Tell lets an agent tell which audiences it serves, as its status does; none: the ring's default.
+// Tell lets an agent that may serve these audiences, by its join token, tell that it does, as its
+// status does; none: the ring's default.
 func (f *Fleet) Tell(name string, audiences ...string) {
+	f.change(func() {
+		a := f.agents[name]
+		a.Audiences = audiences
+		f.agents[name] = a
+	})
+	f.Claim(name, audiences...)
+}
+
+// Claim lets an agent tell that it serves audiences, whether it may or not.
+func (f *Fleet) Claim(name string, audiences ...string) {
 	status, err := json.Marshal(map[string]any{"agent": name, "audiences": append([]string{}, audiences...)})
 	if err != nil {
 		panic(err) // strings always marshal

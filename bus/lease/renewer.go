@@ -40,7 +40,7 @@ type Applied interface {
 	Changed() <-chan struct{}
 }
 
-// Renewer keeps an agent's lease alive and acknowledges what is applied. All members are required.
+// Renewer keeps an agent's lease alive and acknowledges what is applied. All members but Clock and Stuck are required.
 type Renewer struct {
 	Holder    *Holder
 	Agent     string
@@ -50,6 +50,9 @@ type Renewer struct {
 	Applied   Applied
 	Clock     Clock
 	Logger    hclog.Logger
+	// Stuck says why nothing more can be applied, nil while it can: a lease would not come into force,
+	// and everybody would wait for its end. nil: nothing is ever stuck.
+	Stuck func() error
 
 	hurry chan struct{} // holds one while a fresher lease is wanted
 }
@@ -109,6 +112,11 @@ func (r *Renewer) left() time.Duration {
 func (r *Renewer) ask(ctx context.Context) error {
 	if !r.Line.Connected() {
 		return errors.New("the bus is away")
+	}
+	if r.Stuck != nil {
+		if err := r.Stuck(); err != nil {
+			return fmt.Errorf("not asking for a lease: %w", err)
+		}
 	}
 	req := r.Holder.Ask()
 	body, err := json.Marshal(req)

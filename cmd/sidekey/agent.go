@@ -217,7 +217,7 @@ func (p *agentProcess) openLease() error {
 	}
 	p.holder = lease.NewHolder(cfg)
 	p.renewer = lease.NewRenewer(lease.Renewer{
-		Holder: p.holder, Agent: c.Name, Key: p.identity.Signing, Authority: p.identity.Authority, Line: p.conn, Applied: p.replica, Logger: p.log.Named("lease"),
+		Holder: p.holder, Agent: c.Name, Key: p.identity.Signing, Authority: p.identity.Authority, Line: p.conn, Applied: p.replica, Stuck: p.replica.Fault, Logger: p.log.Named("lease"),
 	})
 	return nil
 }

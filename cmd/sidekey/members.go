@@ -73,6 +73,7 @@ func (a *app) listMembers(short, path string, answer any, table func(*tabwriter.
 
 func (a *app) addMember(role, path string) *cobra.Command {
 	var expires string
+	var audiences []string
 	cmd := &cobra.Command{
 		Use:   "add NAME",
 		Short: "Print a join token, good for one use: start the " + role + " once with --join FILE",
@@ -80,9 +81,12 @@ func (a *app) addMember(role, path string) *cobra.Command {
 			"only the " + role + "'s user can read, and start `sidekey " + role + " --join FILE` there once; it needs no flag after that.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			body := map[string]string{"name": args[0]}
+			body := map[string]any{"name": args[0]}
 			if expires != "" {
 				body["expires"] = expires
+			}
+			if len(audiences) > 0 {
+				body["audiences"] = audiences
 			}
 			c, err := a.adminClient()
 			if err != nil {
@@ -102,6 +106,9 @@ func (a *app) addMember(role, path string) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&expires, "expires", "", "how long the token may be used, at most 168h (default 1h)")
+	if role == "agent" {
+		cmd.Flags().StringSliceVar(&audiences, "audiences", nil, "the audiences whose HS256 secrets it may have (default the ring's own)")
+	}
 	return cmd
 }
 
