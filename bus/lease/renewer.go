@@ -18,7 +18,8 @@ import (
 // How often an agent speaks.
 const (
 	ackApart   = 50 * time.Millisecond // acknowledgements: at once, then at most 20 a second
-	askWithin  = 3 * time.Second       // for an answer, which comes with the issuer's next tick
+	askWithin  = 3 * time.Second       // for an answer, which comes with the issuer's next tick;
+	askShort   = time.Second / 2       // of a short lease a sixth of it, but not less than this
 	askAgain   = 200 * time.Millisecond
 	askSlowest = 5 * time.Second
 )
@@ -123,7 +124,8 @@ func (r *Renewer) ask(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("asking for a lease: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	// Of several issuers one gets the question, and that one may be gone: there has to be time for others.
+	ctx, cancel := context.WithTimeout(ctx, min(askWithin, max(askShort, r.Holder.cfg.Length/6)))
 	defer cancel()
 	ans, err := r.Line.AskLease(ctx, r.Agent, body, ed25519.Sign(r.Key, signed(contextRequest, body)))
 	if err != nil {

@@ -112,8 +112,9 @@ func (f *Fleet) Issuer(name string, clock lease.Clock) *Issuer {
 	if err != nil {
 		f.Fatal(err)
 	}
-	i.stop = running(f, func(ctx context.Context) { i.Replica.Follow(ctx, i.Log) }, books.Run, granter.Run)
-	f.Cleanup(func() { silent(); i.Stop() })
+	run := running(f, func(ctx context.Context) { i.Replica.Follow(ctx, i.Log) }, books.Run, granter.Run)
+	i.stop = func() { silent(); run() }
+	f.Cleanup(i.Stop)
 	if err := i.ready(); err != nil {
 		f.Fatal(err)
 	}
