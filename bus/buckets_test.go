@@ -225,18 +225,19 @@ func checkFilters(t *testing.T, b theBucket) {
 	create(t, b, bus.Name("alice"), "alice")
 	create(t, b, bus.Name("*", "3"), "star")
 	for filter, want := range map[string]string{
-		"":                              "[alice alice1 alice2 bob1 bob2 star]",
-		">":                             "[alice alice1 alice2 bob1 bob2 star]",
-		bus.Filter("alice", bus.Any):    "[alice1 alice2]",
-		bus.Filter(bus.Any, "1"):        "[alice1 bob1]",
-		bus.Filter(bus.Any):             "[alice]",
-		bus.Filter("alice") + ".>":      "[alice1 alice2]",
-		bus.Filter("alice"):             "[alice]",
-		bus.Name("*", "3"):              "[star]",
-		bus.Name("*") + "." + bus.Any:   "[star]",
-		bus.Filter("nobody", bus.Any):   "[]",
-		bus.Filter(bus.Any, bus.Any):    "[alice1 alice2 bob1 bob2 star]",
-		bus.Filter("a", "b", "c", "d."): "[]",
+		"":                            "[alice alice1 alice2 bob1 bob2 star]",
+		">":                           "[alice alice1 alice2 bob1 bob2 star]",
+		bus.Under("alice"):            "[alice1 alice2]",
+		bus.Ending("1"):               "[alice1 bob1]",
+		bus.Any:                       "[alice]",
+		bus.Name("alice") + ".>":      "[alice1 alice2]",
+		bus.Name("alice"):             "[alice]",
+		bus.Name("*", "3"):            "[star]",
+		bus.Ending("3"):               "[star]",
+		bus.Name("*") + "." + bus.Any: "[star]",
+		bus.Under("nobody"):           "[]",
+		bus.Any + "." + bus.Any:       "[alice1 alice2 bob1 bob2 star]",
+		bus.Name("a", "b", "c", "d."): "[]",
 	} {
 		if got := fmt.Sprint(listed(t, b, filter)); got != want {
 			t.Errorf("List(%q): got %s, want %s", filter, got, want)
@@ -255,7 +256,7 @@ func checkDeleted(t *testing.T, b theBucket) {
 			t.Fatal(err)
 		}
 	}
-	if got := fmt.Sprint(listed(t, b, bus.Filter("s", bus.Any))); got != "[1 2 4]" {
+	if got := fmt.Sprint(listed(t, b, bus.Under("s"))); got != "[1 2 4]" {
 		t.Errorf("List after two deletions: got %s, want [1 2 4]", got)
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Any, as a whole part of a filter, stands for any one part of a bucket name.
+// Any, as a whole part of a filter, stands for any one part of a bucket name. No name has such a part.
 const Any = "*"
 
 // Name makes one bucket name from parts that come from outside (user names, a sub, a sid). Each
@@ -20,18 +20,12 @@ func Name(parts ...string) string {
 	return strings.Join(enc, ".")
 }
 
-// Filter is like Name, but a part that is Any is left as the wildcard that it is.
-func Filter(parts ...string) string {
-	enc := make([]string, len(parts))
-	for i, p := range parts {
-		if p == Any {
-			enc[i] = p
-			continue
-		}
-		enc[i] = encodePart(p)
-	}
-	return strings.Join(enc, ".")
-}
+// Under is the filter for the names that have one part more than these. The parts are encoded as
+// Name does it: one that comes from outside is never a wildcard, whatever it says.
+func Under(parts ...string) string { return Name(parts...) + "." + Any }
+
+// Ending is the filter for the names that have one part before these.
+func Ending(parts ...string) string { return Any + "." + Name(parts...) }
 
 // encodePart gives "_" and the base64url of the part; an empty part is "_" alone.
 func encodePart(p string) string {

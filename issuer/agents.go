@@ -38,7 +38,7 @@ type holder struct {
 type holders struct {
 	looked    time.Time
 	all       []holder
-	members   map[recipient]bool
+	members   map[recipient]bus.AgentInfo
 	audiences []string // that they have told, in order, each once
 }
 
@@ -55,15 +55,15 @@ func (i *Issuer) holders(ctx context.Context, age time.Duration) (*holders, erro
 	if err != nil {
 		return nil, unavailable("listing", "agents", err)
 	}
-	hs := &holders{looked: now, members: make(map[recipient]bool, len(agents))}
+	hs := &holders{looked: now, members: make(map[recipient]bus.AgentInfo, len(agents))}
 	for _, a := range agents {
 		if len(a.SealingKey) == 0 {
 			continue
 		}
 		h := holder{recipient: recipient{a.Name, string(replica.Recipient(a.SealingKey))}, key: a.SealingKey}
 		h.audiences, h.told = toldAudiences(a.Status, i.cfg.Audience)
-		h.audiences = slices.DeleteFunc(h.audiences, func(aud string) bool { return !i.maySee(a, aud) })
-		hs.all, hs.members[h.recipient] = append(hs.all, h), true
+		h.audiences = slices.DeleteFunc(h.audiences, func(aud string) bool { return !maySee(a, aud, i.cfg.Audience) })
+		hs.all, hs.members[h.recipient] = append(hs.all, h), a
 		hs.audiences = append(hs.audiences, h.audiences...)
 	}
 	slices.Sort(hs.audiences)
@@ -76,9 +76,9 @@ func (i *Issuer) holders(ctx context.Context, age time.Duration) (*holders, erro
 
 // maySee tells whether an agent may have the secrets of an audience. What it says of itself is not
 // enough: a broken host would say that it serves them all.
-func (i *Issuer) maySee(a bus.AgentInfo, audience string) bool {
+func maySee(a bus.AgentInfo, audience, home string) bool {
 	if len(a.Audiences) == 0 {
-		return audience == i.cfg.Audience
+		return audience == home
 	}
 	return slices.Contains(a.Audiences, audience)
 }
@@ -125,6 +125,9 @@ func (v *ringView) missing(k *ringKey) []holder {
 }
 
 func (v *ringView) serves(h *holder, audience string) bool {
+	if !maySee(v.holders.members[h.recipient], audience, v.home) {
+		return false
+	}
 	if h.told {
 		return slices.Contains(h.audiences, audience)
 	}

@@ -16,7 +16,7 @@ type ringKey struct {
 	*bus.KeyFact
 	seq     uint64
 	boxes   map[recipient]bool // those of Sealed; read with has
-	tainted bool               // an HS256 key of our own, and sealed to one who is no member any more, or not under that sealing key
+	tainted bool               // an HS256 key of our own, and sealed to one who is no member any more, not under that sealing key, or not for this audience
 }
 
 // recipient is an agent under one sealing key.
@@ -104,7 +104,8 @@ func (i *Issuer) view(ctx context.Context, alg keyring.Alg) (*ringView, error) {
 func (v *ringView) taint() (some bool) {
 	for _, k := range v.keys {
 		k.tainted = k.derived() && slices.ContainsFunc(k.Sealed, func(b bus.SealedSecret) bool {
-			return !v.holders.members[recipient{b.Agent, string(b.To)}]
+			member, ok := v.holders.members[recipient{b.Agent, string(b.To)}]
+			return !ok || !maySee(member, k.Audience, v.home)
 		})
 		some = some || k.tainted && (k.waits() || k.state() == keyring.Active)
 	}

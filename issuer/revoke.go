@@ -120,7 +120,7 @@ func (i *Issuer) revokeSession(ctx context.Context, sid, reason string) (bus.Pos
 
 // closeByID is closeSession for who does not know the subject.
 func (i *Issuer) closeByID(ctx context.Context, sid, reason string, until int64) (again bus.Position, err error) {
-	recs, _, err := i.listSessions(ctx, bus.Filter(bus.Any, sid))
+	recs, _, err := i.listSessions(ctx, bus.Ending(sid))
 	for _, s := range recs {
 		pos, cerr := i.closeSession(ctx, s.Subject, sid, reason, until)
 		again, err = later(again, pos), errors.Join(err, cerr)
@@ -156,7 +156,7 @@ func (i *Issuer) appendEnd(ctx context.Context, sid, reason string) (bus.Positio
 // EndSession ends one session of which the sid is known, and awaits the agents as Await does.
 // ErrNotFound: there is no record of it (revoke the sid to be certain).
 func (i *Issuer) EndSession(ctx context.Context, sid, reason string, timeout time.Duration) (*Receipt, error) {
-	recs, _, err := i.listSessions(ctx, bus.Filter(bus.Any, sid))
+	recs, _, err := i.listSessions(ctx, bus.Ending(sid))
 	if err != nil {
 		return nil, err
 	}

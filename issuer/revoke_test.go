@@ -172,3 +172,27 @@ func TestFeedIsBounded(t *testing.T) {
 		t.Errorf("Recent: got %d, the first at %d, want the newest 1000", len(recent), recent[0].Seq)
 	}
 }
+
+// TestStarIsNoWildcard: a subject or session that is called "*" is that one, and nobody else's.
+func TestStarIsNoWildcard(t *testing.T) {
+	b := newBus()
+	ti := start(t, b)
+	alice := login(t, ti)
+	for _, sub := range []string{"*", ">", "*.*"} {
+		if all, err := ti.ListSessions(t.Context(), sub); err != nil || len(all) != 0 {
+			t.Errorf("ListSessions(%q): got %d sessions and %v, want none", sub, len(all), err)
+		}
+		if n, err := ti.EndOthers(t.Context(), sub, "x"); err != nil || n != 0 {
+			t.Errorf("EndOthers(%q): ended %d sessions, error %v", sub, n, err)
+		}
+		if _, err := ti.EndSession(t.Context(), sub, "", 0); !errors.Is(err, issuer.ErrNotFound) {
+			t.Errorf("EndSession(%q): got %v, want ErrNotFound", sub, err)
+		}
+		if _, err := ti.Revoke(t.Context(), issuer.Target{Subject: sub}); err != nil {
+			t.Errorf("Revoke(sub %q): %v", sub, err)
+		}
+	}
+	if _, err := ti.Refresh(t.Context(), alice.Refresh); err != nil {
+		t.Errorf("alice's session after all that: %v", err)
+	}
+}

@@ -41,7 +41,7 @@ func TestFirstStartMakesOneKey(t *testing.T) {
 		}
 		checkRing(t, ti)
 	}
-	if n, _ := b.key.Count(t.Context(), bus.Filter("ring", bus.Any)); n != 2 {
+	if n, _ := b.key.Count(t.Context(), bus.Under("ring")); n != 2 {
 		t.Errorf("private keys: got %d, want 2", n)
 	}
 }
@@ -131,7 +131,7 @@ func TestRetirement(t *testing.T) {
 		if err := ti.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if n, _ := b.key.Count(t.Context(), bus.Filter("ring", bus.Any)); n != 2 {
+		if n, _ := b.key.Count(t.Context(), bus.Under("ring")); n != 2 {
 			t.Errorf("private keys: got %d, want those of the active key and of the one that stands by", n)
 		}
 		time.Sleep(2 * time.Hour) // the record is pruned; rotations go on

@@ -158,7 +158,7 @@ func (i *Issuer) listSessions(ctx context.Context, filter string) ([]*session, [
 func (i *Issuer) ListSessions(ctx context.Context, sub string) ([]Session, error) {
 	filter := ""
 	if sub != "" {
-		filter = bus.Filter(sub, bus.Any)
+		filter = bus.Under(sub)
 	}
 	recs, _, err := i.listSessions(ctx, filter)
 	if err != nil {
@@ -182,7 +182,7 @@ func (i *Issuer) ListSessions(ctx context.Context, sub string) ([]Session, error
 // countLive counts what issuer.max_sessions bounds. It reads the records only if there are so
 // many of them that the answer can matter.
 func (i *Issuer) countLive(ctx context.Context, sub string) (int, error) {
-	filter := bus.Filter(sub, bus.Any)
+	filter := bus.Under(sub)
 	n, err := i.Sessions.Count(ctx, filter)
 	if err != nil {
 		return 0, unavailable("counting the sessions of", sub, err)
@@ -258,4 +258,4 @@ func (i *Issuer) endsEarly(s *session, revokedUntil int64) bool {
 func (i *Issuer) tail() int64 { return int64((i.cfg.Leeway + 2*clockSkew) / time.Second) }
 
 // subjectSessions is the filter of one subject's sessions.
-func subjectSessions(sub string) string { return bus.Filter(sub, bus.Any) }
+func subjectSessions(sub string) string { return bus.Under(sub) }

@@ -159,7 +159,7 @@ func (i *Issuer) Sweep(ctx context.Context) error {
 
 // dropPrivate deletes the private halves of keys that are retired or revoked.
 func (i *Issuer) dropPrivate(ctx context.Context) error {
-	recs, err := i.Keys.List(ctx, bus.Filter("ring", bus.Any))
+	recs, err := i.Keys.List(ctx, bus.Under("ring"))
 	if err != nil {
 		return unavailable("listing", "private keys", err)
 	}
