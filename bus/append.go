@@ -433,7 +433,7 @@ func (l *Log) catchUp(ctx context.Context, sent []*pending) error {
 	}
 	rd := &reading{r: l.Reader, cursor: l.head, fn: func([]Entry, uint64) error { return nil }}
 	for {
-		batch, pending, err := rd.next(ctx)
+		batch, pending, err := rd.next(ctx, nil)
 		if errors.Is(err, ErrBehind) {
 			if jerr := l.jump(ctx); jerr != nil || len(sent) > 0 {
 				return errors.Join(err, jerr) // ours may be among what was purged: their fate is unknown
@@ -444,7 +444,7 @@ func (l *Log) catchUp(ctx context.Context, sent []*pending) error {
 		if err != nil {
 			return err
 		}
-		entries, err := rd.acceptBatch(batch)
+		entries, err := rd.acceptBatch(batch, rd.provenByTick(batch))
 		for i := range entries {
 			l.last[entries[i].Fact.Kind()] = entries[i].Seq
 			if p := ours[(Chain{}).next(batch[i].signed)]; p != nil {

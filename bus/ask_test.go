@@ -83,6 +83,7 @@ func generate(t *testing.T) (ed25519.PublicKey, ed25519.PrivateKey) {
 // TestAsk: of all who answer only those are heard who are who they say; a question that is not the
 // authority's is answered by nobody.
 func TestAsk(t *testing.T) {
+	t.Parallel()
 	a := newAsked(t)
 	var web1, web2 ed25519.PrivateKey
 	a.keys["web-1"], web1 = generate(t)

@@ -28,6 +28,7 @@ type theBucket interface {
 
 // TestBucketContract holds the bucket in memory and the bucket on NATS to one contract.
 func TestBucketContract(t *testing.T) {
+	t.Parallel()
 	for name, open := range map[string]func(*testing.T) theBucket{
 		"memory": func(*testing.T) theBucket { return new(bustest.Bucket) },
 		"nats":   func(t *testing.T) theBucket { return bustest.Start(t).Bucket(t, bus.BucketUsers) },

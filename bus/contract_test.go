@@ -25,6 +25,7 @@ type theLog interface {
 
 // TestLogContract holds the log in memory and the log on NATS to one contract.
 func TestLogContract(t *testing.T) {
+	t.Parallel()
 	for name, open := range map[string]func(*testing.T) theLog{
 		"memory": func(*testing.T) theLog { return bustest.NewLog() },
 		"nats":   func(t *testing.T) theLog { return bustest.Start(t).Log(t) },

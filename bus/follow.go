@@ -1,12 +1,11 @@
 package bus
 
 import (
+	"cmp"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -17,14 +16,9 @@ import (
 	"github.com/sidekey/sidekey/keyring"
 )
 
-// The headers that an entry carries beside its body.
-const (
-	headerEpoch     = "Sidekey-Epoch"
-	headerSignature = "Sidekey-Signature" // base64url of Ed25519 over signedBytes
-)
-
 // Bounds of reading.
 const (
+	heldBack    = 10_000                 // entries that wait for a tick to prove them
 	liveBuffer  = 8192                   // messages between NATS and the reader; past it they are dropped, and read back
 	batchSize   = 2000                   // entries read back by one request
 	batchBytes  = 4 << 20                // and their bytes
@@ -47,15 +41,6 @@ type Reader struct {
 // NewReader makes a Reader that believes what this authority signed.
 func NewReader(c *Conn, authority keyring.AuthorityKey) *Reader {
 	return &Reader{conn: c, authority: authority}
-}
-
-// message is an entry as NATS delivers it, proven or not.
-type message struct {
-	subject   string
-	at        Position
-	signature []byte
-	body      []byte
-	signed    []byte // what the signature covers
 }
 
 // reading is one Follow.
@@ -161,18 +146,28 @@ func (r *Reader) raise(epoch uint64) {
 }
 
 // readBack reads from the cursor to the stream's end. first: fn is called even if there is nothing.
+// Entries behind a batch's last tick are held until the next tick proves them all at once, as long as
+// there are more to come and not too many are held.
 func (rd *reading) readBack(ctx context.Context, first bool) error {
+	var held []message
 	for {
-		batch, pending, err := rd.next(ctx)
-		if err != nil {
+		batch, pending, err := rd.next(ctx, held)
+		if err != nil && !errors.Is(err, ErrForged) {
 			return err
 		}
-		entries, err := rd.acceptBatch(batch)
-		if errors.Is(err, ErrRollback) {
-			return err // those before are the fork's, as far as anybody knows
+		batch = append(held, batch...)
+		proven := rd.provenByTick(batch)
+		held = nil
+		if err == nil && pending > 0 && len(batch)-proven <= heldBack {
+			batch, held = batch[:proven], batch[proven:]
 		}
-		if len(entries) > 0 || first && err == nil {
-			if ferr := rd.deliver(entries, pending); ferr != nil {
+		entries, aerr := rd.acceptBatch(batch, proven)
+		if errors.Is(aerr, ErrRollback) {
+			return aerr // those before are the fork's, as far as anybody knows
+		}
+		err = cmp.Or(aerr, err)
+		if len(entries) > 0 || first && err == nil && pending == 0 {
+			if ferr := rd.deliver(entries, pending+uint64(len(held))); ferr != nil {
 				return ferr
 			}
 			first = false
@@ -183,11 +178,16 @@ func (rd *reading) readBack(ctx context.Context, first bool) error {
 	}
 }
 
-// next reads the entries behind the cursor, and tells how many are behind those. It asks for the
+// next reads the entries behind the cursor and those held, and tells how many are behind. It asks for the
 // entry at the cursor as well: the log always holds its last entry, so a stream that has nothing
 // from the cursor on was rolled back or begun anew.
-func (rd *reading) next(ctx context.Context) ([]message, uint64, error) {
-	from := max(rd.cursor.Seq, 1)
+func (rd *reading) next(ctx context.Context, held []message) ([]message, uint64, error) {
+	last := rd.cursor.Seq
+	from := max(last, 1)
+	if n := len(held); n > 0 {
+		last = held[n-1].at.Seq
+		from = last + 1
+	}
 	for tries := 1; ; tries++ {
 		batch, pending, err := rd.r.batch(ctx, from)
 		if err != nil {
@@ -203,12 +203,12 @@ func (rd *reading) next(ctx context.Context) ([]message, uint64, error) {
 				continue
 			}
 			return batch, pending, nil
-		case len(batch) > 0 && batch[0].at.Seq > rd.cursor.Seq+1:
+		case len(batch) > 0 && batch[0].at.Seq > last+1:
 			if msg := batch[0]; rd.cursor.Epoch != 0 && msg.at.Epoch > rd.cursor.Epoch && rd.r.proven(msg) {
 				return nil, 0, rd.anew(msg)
 			}
-			return nil, 0, fmt.Errorf("%w: entry %d is gone, the first held is %d", ErrBehind, rd.cursor.Seq+1, batch[0].at.Seq)
-		case len(batch) > 0 || from > rd.cursor.Seq:
+			return nil, 0, fmt.Errorf("%w: entry %d is gone, the first held is %d", ErrBehind, last+1, batch[0].at.Seq)
+		case len(batch) > 0 || from > last:
 			return batch, pending, nil
 		case tries == shorter:
 			return nil, 0, rd.shorter(ctx)
@@ -292,10 +292,9 @@ func (r *Reader) batch(ctx context.Context, seq uint64) (batch []message, pendin
 
 // acceptBatch proves a batch, and gives the entries before the first that cannot be taken, with why.
 // A signature costs fifty times a hash, so entries that a proven tick is chained behind are proven
-// by it, and only those behind the last tick by their own.
-func (rd *reading) acceptBatch(batch []message) ([]Entry, error) {
+// by it (so many as proven, see provenByTick), and only those behind the last tick by their own.
+func (rd *reading) acceptBatch(batch []message, proven int) ([]Entry, error) {
 	entries := make([]Entry, 0, len(batch))
-	proven := rd.provenByTick(batch)
 	for i, msg := range batch {
 		if i >= proven && !rd.r.proven(msg) {
 			return entries, fmt.Errorf("%w: entry %d (%s)", ErrForged, msg.at.Seq, msg.subject)
@@ -370,28 +369,3 @@ func (rd *reading) deliver(entries []Entry, pending uint64) error {
 	rd.r.raise(rd.cursor.Epoch)
 	return rd.fn(entries, rd.cursor.Seq+pending)
 }
-
-func (r *Reader) proven(m message) bool { return r.authority.Verify(m.signed, m.signature) }
-
-// parseMessage reads an entry's headers. Nothing of it is believed yet.
-func parseMessage(subject, seqText string, h nats.Header, body []byte) (message, error) {
-	seq, err := strconv.ParseUint(seqText, 10, 64)
-	if err != nil {
-		return message{}, fmt.Errorf("%w: a message without a sequence on %q", ErrForged, subject)
-	}
-	epoch, err := strconv.ParseUint(h.Get(headerEpoch), 10, 64)
-	if err != nil || epoch == 0 {
-		return message{}, fmt.Errorf("%w: entry %d (%s) has no epoch", ErrForged, seq, subject)
-	}
-	sig, err := base64.RawURLEncoding.DecodeString(h.Get(headerSignature))
-	if err != nil {
-		return message{}, fmt.Errorf("%w: entry %d (%s) has an unreadable signature", ErrForged, seq, subject)
-	}
-	at := Position{Epoch: epoch, Seq: seq}
-	return message{subject: subject, at: at, signature: sig, body: body, signed: signedBytes(subject, at, body)}, nil
-}
-
-func equal(b []byte, c Chain) bool { return string(b) == string(c[:]) }
-
-// kindOf is the last part of an entry's subject.
-func kindOf(subject string) Kind { return Kind(subject[strings.LastIndexByte(subject, '.')+1:]) }

@@ -151,20 +151,25 @@ func TestFollowSaysHowMuchThereIs(t *testing.T) {
 	t.Parallel()
 	b := bustest.Start(t)
 	l := b.Log(t)
-	facts := make([]bus.Fact, 2500)
-	for i := range facts {
-		facts[i] = revocation(fmt.Sprint(i))
+	var all uint64
+	for _, n := range []int{1500, 1000} {
+		facts := make([]bus.Fact, n)
+		for i := range facts {
+			facts[i] = revocation(fmt.Sprint(n, i))
+		}
+		mustAppend(t, l, facts...)
+		all = tick(t, l).Seq
 	}
-	mustAppend(t, l, facts...)
 	f := follow(t, b.Reader(t), bus.Cursor{})
-	f.reach(t, uint64(len(facts)))
+	f.reach(t, all)
+	contiguous(t, f.entries(), 1)
 	for i, head := range f.heads {
-		if head != uint64(len(facts)) {
-			t.Errorf("call %d: the head is %d, want %d", i, head, len(facts))
+		if head != all {
+			t.Errorf("call %d: the head is %d, want %d", i, head, all)
 		}
 	}
 	if len(f.heads) < 2 {
-		t.Errorf("%d entries came by one call: the test shows nothing", len(facts))
+		t.Errorf("%d entries came by one call: the test shows nothing", all)
 	}
 }
 

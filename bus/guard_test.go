@@ -25,6 +25,7 @@ func openGuard(t *testing.T, path string) *bus.Guard {
 // TestOldStorePutBack: the bus's disk is put back to what it was; an issuer that has seen more refuses
 // the bucket, and names what to do. A bucket that has moved on is taken.
 func TestOldStorePutBack(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	path := filepath.Join(t.TempDir(), "revisions")
 	users := b.Bucket(t, bus.BucketUsers)
