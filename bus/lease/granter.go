@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 	"sync"
 	"time"
@@ -31,7 +32,7 @@ const (
 	tickApart  = 50 * time.Millisecond // sooner when an agent asks, but not more often than this
 	tickWithin = 5 * time.Second       // and no longer on one of them than this
 	maxGrants  = 4096                  // requests that wait for a tick
-	maxOfAgent = 8                     // and those of one agent
+	maxOfAgent = 8                     // and those of one agent, right or wrong; more are dropped unread
 	maxList    = 512 << 10             // bytes of a list; what does not fit waits for the next tick
 )
 
@@ -43,7 +44,7 @@ type GrantLog interface {
 	AppendTick(ctx context.Context, t bus.Tick) (bus.Cursor, error)
 }
 
-// GranterConfig is what a Granter needs; all members but Note are required.
+// GranterConfig is what a Granter needs; all members but Known and Note are required.
 type GranterConfig struct {
 	Issuer    string // this issuer's name
 	Run       string // this process
@@ -51,8 +52,12 @@ type GranterConfig struct {
 	Log       GrantLog
 	// Key gives the key that an agent signs with. An error refuses it: it is not enrolled, or removed.
 	Key func(ctx context.Context, agent string) (ed25519.PublicKey, error)
-	// Note writes down that an agent is about to be granted a lease of a length, for the case that the
-	// log is lost; an error refuses the lease. nil: nobody needs to know.
+	// Known is Key from memory, a few seconds old at most: what it does not believe costs no read of the
+	// bus. nil: Key alone.
+	Known func(ctx context.Context, agent string) (ed25519.PublicKey, error)
+	// Note writes down that an agent is about to be granted a lease of up to a length, for the case that
+	// the log is lost; an error refuses the lease. nil: nobody needs to know. It hears of few lengths,
+	// each a write: see rounded.
 	Note func(ctx context.Context, agent string, length time.Duration) error
 	// Applied is what this issuer's own verify path has applied.
 	Applied func() uint64
@@ -66,7 +71,8 @@ type Granter struct {
 
 	mu     sync.Mutex
 	asked  []call
-	ringer chan struct{} // holds one while somebody waits
+	heard  map[string]int // by agent: its requests since the last tick, and those that wait from before
+	ringer chan struct{}  // holds one while somebody waits
 }
 
 // call is a request that is proven and waits for its tick.
@@ -77,7 +83,10 @@ type call struct {
 
 // NewGranter makes one; Run runs it.
 func NewGranter(cfg GranterConfig) *Granter {
-	return &Granter{cfg: cfg, ringer: make(chan struct{}, 1)}
+	if cfg.Known == nil {
+		cfg.Known = cfg.Key
+	}
+	return &Granter{cfg: cfg, heard: make(map[string]int), ringer: make(chan struct{}, 1)}
 }
 
 // refusal is the answer to a request that is not granted. It is not signed, and believed for nothing
@@ -87,11 +96,18 @@ type refusal struct {
 }
 
 // Hear takes a request as it came from the bus. It is answered by the next tick, if it is right; a
-// wrong one is refused at once.
+// wrong one is refused at once. One goroutine hears all agents, so what one agent has too much is
+// dropped before it costs anything: it asks again.
 func (g *Granter) Hear(s bus.Spoken) {
+	if !g.admit(s.Agent) {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), tickWithin)
 	defer cancel()
 	req, err := g.prove(ctx, s)
+	if err == nil && g.cfg.Note != nil {
+		err = g.cfg.Note(ctx, req.Agent, rounded(req.Length))
+	}
 	if err != nil {
 		g.cfg.Logger.Warn("refusing a lease", "agent", s.Agent, "error", err)
 		if body, merr := json.Marshal(refusal{err.Error()}); merr == nil {
@@ -101,17 +117,27 @@ func (g *Granter) Hear(s bus.Spoken) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	own := 0
-	for i := range g.asked {
-		if g.asked[i].Agent == req.Agent {
-			own++
-		}
-	}
-	if len(g.asked) >= maxGrants || own >= maxOfAgent {
-		return // the agent asks again
-	}
 	g.asked = append(g.asked, call{Request: req, answer: s.Answer})
 	g.ring()
+}
+
+// admit counts a request, of which nothing is proven, and tells whether it is worth a look. The bus
+// lets an agent speak under its own name only.
+func (g *Granter) admit(agent string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := g.heard[agent]
+	if n >= maxOfAgent || n == 0 && len(g.heard) >= maxGrants || len(g.asked) >= maxGrants {
+		return false
+	}
+	g.heard[agent] = n + 1
+	return true
+}
+
+// rounded is what is written down of a length in milliseconds: the next power of two. An agent that
+// asks for a little more each time would cost a write each time.
+func rounded(ms int64) time.Duration {
+	return min(MaxLength, time.Duration(1)<<bits.Len64(uint64(ms-1))*time.Millisecond)
 }
 
 // ring asks for a tick soon.
@@ -134,17 +160,18 @@ func (g *Granter) prove(ctx context.Context, s bus.Spoken) (Request, error) {
 	if req.Agent != s.Agent {
 		return req, fmt.Errorf("it asks for %q", req.Agent)
 	}
-	key, err := g.cfg.Key(ctx, req.Agent)
-	if err != nil {
-		return req, err
+	// Whether it is enrolled is read anew, since a removed agent gets no lease; but only for whoever
+	// had its key a moment ago.
+	for _, find := range []func(context.Context, string) (ed25519.PublicKey, error){g.cfg.Known, g.cfg.Key} {
+		key, err := find(ctx, req.Agent)
+		if err != nil {
+			return req, err
+		}
+		if !ed25519.Verify(key, signed(contextRequest, s.Body), s.Signature) {
+			return req, errors.New("its signature is not the enrolled agent's")
+		}
 	}
-	if !ed25519.Verify(key, signed(contextRequest, s.Body), s.Signature) {
-		return req, errors.New("its signature is not the enrolled agent's")
-	}
-	if g.cfg.Note != nil {
-		err = g.cfg.Note(ctx, req.Agent, time.Duration(req.Length)*time.Millisecond)
-	}
-	return req, err
+	return req, nil
 }
 
 // Run ticks until ctx ends.
@@ -224,6 +251,10 @@ func (g *Granter) take() (calls []call, list []byte, err error) {
 		list = append(list, one...)
 	}
 	calls, g.asked = g.asked[:n:n], slices.Clone(g.asked[n:])
+	clear(g.heard)
+	for i := range g.asked {
+		g.heard[g.asked[i].Agent]++
+	}
 	return calls, append(list, "]}"...), nil
 }
 

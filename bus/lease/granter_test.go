@@ -39,13 +39,13 @@ type pulse struct {
 	listSizes []int
 }
 
-func newPulse(t *testing.T) *pulse {
+func newPulse(t *testing.T, change ...func(*lease.GranterConfig)) *pulse {
 	authority, err := keyring.NewAuthority()
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := &pulse{lists: new(lists), authority: authority, log: newTape()}
-	p.Granter = lease.NewGranter(lease.GranterConfig{
+	cfg := lease.GranterConfig{
 		Issuer: "issuer-1", Run: "own", Authority: authority, Log: p, Applied: func() uint64 { return 41 }, Logger: hclog.NewNullLogger(),
 		Key: func(_ context.Context, agent string) (ed25519.PublicKey, error) {
 			if agent == "removed" {
@@ -53,7 +53,11 @@ func newPulse(t *testing.T) *pulse {
 			}
 			return agentKey(agent).Public().(ed25519.PublicKey), nil
 		},
-	})
+	}
+	for _, f := range change {
+		f(&cfg)
+	}
+	p.Granter = lease.NewGranter(cfg)
 	return p
 }
 
@@ -269,6 +273,7 @@ func TestRequestsRefused(t *testing.T) {
 			"an unknown mode":  {p.question(t, with(func(r *lease.Request) { r.Mode = "maybe" })), `the mode \"maybe\", not refuse or serve (agent.on_stale)`},
 		}
 		for name, c := range cases {
+			time.Sleep(2 * time.Second) // one agent is not heard often between two ticks
 			p.set(func() { p.refusals = nil })
 			p.Hear(c.s)
 			if len(p.refusals) != 1 || !strings.Contains(p.refusals[0], c.want) {
@@ -315,5 +320,66 @@ func TestNobodyCrowdsOut(t *testing.T) {
 			t.Errorf("a list has %d bytes: more than the bus takes in one message", most)
 		}
 		t.Logf("%d agents at once: answered by %d lists of at most %d bytes", fleet, len(p.listSizes), slices.Max(p.listSizes))
+	})
+}
+
+// TestAnAgentCostsLittle: whatever one agent sends, between two ticks it costs a few reads; a request
+// that is not its own costs none, and a length that grows by a millisecond no write each time.
+func TestAnAgentCostsLittle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reads, noted := 0, []time.Duration(nil)
+		p := newPulse(t, func(c *lease.GranterConfig) {
+			c.Known = c.Key
+			c.Key = func(ctx context.Context, agent string) (ed25519.PublicKey, error) {
+				reads++
+				return c.Known(ctx, agent)
+			}
+			c.Note = func(_ context.Context, _ string, length time.Duration) error {
+				noted = append(noted, length)
+				return nil
+			}
+		})
+		forge := func(s *bus.Spoken) { s.Signature = nil }
+		for range 1000 {
+			p.Hear(p.question(t, request("web-1", "a"), forge))
+		}
+		if reads != 0 || len(p.refusals) > 8 {
+			t.Errorf("1000 forged requests: %d reads, %d refusals, want 0 and a few", reads, len(p.refusals))
+		}
+		for range 1000 {
+			p.Hear(p.question(t, request("web-2", "a")))
+		}
+		if reads > 8 || len(noted) > 8 {
+			t.Errorf("1000 requests at once: %d reads, %d notes, want a few", reads, len(noted))
+		}
+		noted = nil
+		p.run(t)
+		for ms := int64(100); ms < 400; ms++ {
+			req := request("web-1", "a")
+			req.Length = ms
+			p.Hear(p.question(t, req))
+			time.Sleep(time.Second)
+		}
+		req := request("web-1", "a")
+		req.Length = lease.MaxLength.Milliseconds()
+		p.Hear(p.question(t, req))
+		want := []time.Duration{128 * time.Millisecond, 256 * time.Millisecond, 512 * time.Millisecond, lease.MaxLength}
+		if got := slices.Compact(noted); !slices.Equal(got, want) {
+			t.Errorf("lengths written down: %v, want %v", got, want)
+		}
+	})
+}
+
+// TestRemovedAMomentAgo: a key in memory is no reason to grant a lease.
+func TestRemovedAMomentAgo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPulse(t, func(c *lease.GranterConfig) {
+			c.Known = c.Key
+			c.Key = func(context.Context, string) (ed25519.PublicKey, error) { return nil, bus.ErrNotFound }
+		})
+		p.Hear(p.question(t, request("web-1", "a")))
+		if len(p.refusals) != 1 || !strings.Contains(p.refusals[0], "not found") {
+			t.Errorf("a removed agent got %q, want a refusal", p.refusals)
+		}
 	})
 }

@@ -78,6 +78,7 @@ func (p *issuerProcess) openLeases() {
 		Key: func(ctx context.Context, agent string) (ed25519.PublicKey, error) {
 			return p.fleet.SigningKey(ctx, agent)
 		},
+		Known:   p.books.Key,
 		Note:    p.fleet.NoteLease,
 		Applied: func() uint64 { return p.replica.Snapshot().Position.Seq },
 	})
