@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"net/http"
 	"slices"
 
 	"github.com/hashicorp/go-hclog"
@@ -251,7 +250,7 @@ func (p *agentProcess) run(ctx context.Context, ready func()) error {
 	}
 	if p.ops != nil {
 		g.Go(func() error {
-			return serve(ctx, &http.Server{Handler: p.agent.OpsHandler(), ReadHeaderTimeout: drainWithin}, p.ops, drainWithin)
+			return serve(ctx, newHTTPServer(p.agent.OpsHandler()), p.ops, drainWithin)
 		})
 	}
 	p.log.Info("serving", "agent", p.cfg.Agent.Listen, "name", p.cfg.Agent.Name, "run", p.holder.Run())

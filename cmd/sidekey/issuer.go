@@ -302,13 +302,23 @@ func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 	})
 	g.Go(func() error { return whenReady(ctx, p.issuer.Ready, ready) })
 	for _, l := range p.listeners() {
-		if p.tls != nil && l.Listener != p.ops && l.Addr().Network() == "tcp" {
-			l.Listener = p.tls.listener(l.Listener)
-		}
-		g.Go(func() error { return serve(ctx, newHTTPServer(l.handler), l.Listener, drainWithin) })
+		g.Go(func() error { return serve(ctx, newHTTPServer(l.handler), p.guarded(l.Listener), drainWithin) })
 	}
 	p.log.Info("serving", "issuer", p.public.Addr().String(), "url", p.cfg.Issuer.URL, "admin", p.cfg.Issuer.AdminListen)
 	return g.Wait()
+}
+
+// guarded is ln with a limit of connections, and with TLS where it has that.
+func (p *issuerProcess) guarded(ln net.Listener) net.Listener {
+	most := maxAdminConns
+	if ln == p.public {
+		most = maxPublicConns
+	}
+	limited := limitConns(ln, most)
+	if p.tls != nil && ln != p.ops && ln.Addr().Network() == "tcp" {
+		return p.tls.listener(limited)
+	}
+	return limited
 }
 
 // handled is a listener and what it serves.
@@ -337,7 +347,7 @@ func (p *issuerProcess) listeners() []handled {
 	return all
 }
 
-// newHTTPServer bounds what a client can take of an issuer's listener.
+// newHTTPServer bounds what a client can take of a listener of an issuer, or of an agent's for operations.
 func newHTTPServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
