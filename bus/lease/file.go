@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -55,6 +56,9 @@ func OpenFile(dir, agent string) (*File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("opening agent.runtime_dir: %w", err)
 	}
+	if err := checkFolders(filepath.Dir(dir), dir); err != nil {
+		return nil, err
+	}
 	if err := checkInMemory(dir); err != nil {
 		return nil, err
 	}
@@ -62,15 +66,71 @@ func OpenFile(dir, agent string) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "lease"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, "lease"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
+	if errors.Is(err, syscall.ELOOP) {
+		return nil, fmt.Errorf("refusing the lease file: it is a symbolic link; run: rm %s", filepath.Join(dir, "lease"))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the lease file: %w", err)
+	}
+	info, err := f.Stat()
+	if err == nil {
+		err = checkOwn(f.Name(), info, 0)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("opening the lease file %s: another process holds it; give each agent a name (agent.name) or a runtime_dir of its own", f.Name())
 	}
 	return &File{f: f, boot: boot}, nil
+}
+
+// checkFolders checks agent.runtime_dir and the agent's own folder in it. The former may be a link,
+// if its maker is trusted: systemd makes one for a service with a user of its own.
+func checkFolders(runtime, own string) error {
+	link, err := os.Lstat(runtime)
+	if err == nil {
+		err = checkOwner(runtime, link)
+	}
+	if err != nil {
+		return err
+	}
+	for folder, stat := range map[string]func(string) (fs.FileInfo, error){runtime: os.Stat, own: os.Lstat} {
+		info, err := stat(folder)
+		if err != nil {
+			return fmt.Errorf("opening agent.runtime_dir: %w", err)
+		}
+		if err := checkOwn(folder, info, fs.ModeDir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkOwn refuses a folder or file that somebody else put there or may write: a lease in it could be
+// forged, or taken away and brought back. It says what to do.
+func checkOwn(path string, info fs.FileInfo, want fs.FileMode) error {
+	if got := info.Mode().Type(); got != want {
+		return fmt.Errorf("refusing %s: it is %v, a link or something else that agents do not make; remove it, or change agent.runtime_dir", path, info.Mode())
+	}
+	if err := checkOwner(path, info); err != nil {
+		return err
+	}
+	// In a sticky folder, such as /dev/shm, others cannot touch what is ours.
+	if info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 {
+		return fmt.Errorf("refusing %s: others may write it (mode %04o); run: chmod go-w %s", path, info.Mode().Perm(), path)
+	}
+	return nil
+}
+
+func checkOwner(path string, info fs.FileInfo) error {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("refusing %s: it belongs to another user; run: chown $(id -u) %s", path, path)
+	}
+	return nil
 }
 
 // Close gives the file up. What is in it stays for the next process.

@@ -253,6 +253,48 @@ func TestFileFolder(t *testing.T) {
 	}
 }
 
+// TestFileOfOthers: what others may write, or made, is believed for nothing, and the error says what to do.
+func TestFileOfOthers(t *testing.T) {
+	elsewhere := filepath.Join(runtimeDir(t), "elsewhere")
+	for name, c := range map[string]struct {
+		spoil func(t *testing.T, dir, file string) error
+		want  string
+	}{
+		"a folder for all":              {func(_ *testing.T, dir, _ string) error { return os.Chmod(dir, 0o777) }, "chmod go-w"},
+		"an agent's folder for a group": {func(_ *testing.T, _, file string) error { return os.Chmod(filepath.Dir(file), 0o770) }, "chmod go-w"},
+		"a file for all":                {func(_ *testing.T, _, file string) error { return os.Chmod(file, 0o666) }, "chmod go-w"},
+		"a link for a file": {func(_ *testing.T, _, file string) error {
+			return errors.Join(os.Rename(file, elsewhere), os.Symlink(elsewhere, file))
+		}, "it is a symbolic link; run: rm"},
+		"a link for a folder": {func(_ *testing.T, _, file string) error {
+			dir := filepath.Dir(file)
+			return errors.Join(os.Rename(dir, dir+".real"), os.Symlink(dir+".real", dir))
+		}, "change agent.runtime_dir"},
+		"another's file": {func(t *testing.T, _, file string) error {
+			if os.Geteuid() != 0 {
+				t.Skip("only root can give a file away")
+			}
+			return os.Chown(file, 65534, 65534)
+		}, "chown $(id -u)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := runtimeDir(t)
+			openFile(t, dir).Close()
+			if err := c.spoil(t, dir, filePath(dir, "web-1")); err != nil {
+				t.Fatal(err)
+			}
+			f, err := lease.OpenFile(dir, "web-1")
+			if err == nil {
+				f.Close()
+				t.Fatal("it was opened")
+			}
+			if !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %q, want it to say %q", err, c.want)
+			}
+		})
+	}
+}
+
 // TestFileNotInMemory: on a disk no lease is kept.
 func TestFileNotInMemory(t *testing.T) {
 	dir, err := os.MkdirTemp(".", "on-disk-")
