@@ -117,7 +117,7 @@ func (b *Bucket) get(ctx context.Context, name string) (Record, error) {
 		return err
 	})
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return Record{}, ErrNotFound
+		return Record{}, b.absent(ctx, name)
 	}
 	if err != nil {
 		return Record{}, fmt.Errorf("reading a record of bucket %s: %w", b.name, err)
@@ -130,6 +130,20 @@ func (b *Bucket) get(ctx context.Context, name string) (Record, error) {
 		return Record{}, err
 	}
 	return Record{Name: name, Value: value, Revision: entry.Revision()}, nil
+}
+
+// absent is ErrNotFound. Where another issuer has deleted the record it remembers that, by the marker:
+// a reply without one may come from a replica that is late.
+func (b *Bucket) absent(ctx context.Context, name string) error {
+	if b.newest(name) == 0 {
+		return ErrNotFound
+	}
+	marker, err := b.marker(ctx, name)
+	if err != nil {
+		return err
+	}
+	b.noteGone(name, marker)
+	return ErrNotFound
 }
 
 // rolledBack says that, and has the guard refuse from here on.
@@ -236,6 +250,7 @@ func (b *Bucket) Delete(ctx context.Context, name string, revision uint64) error
 	case wrongRevision(err):
 		if tried > 1 {
 			if _, gerr := b.kv.Get(ctx, name); errors.Is(gerr, jetstream.ErrKeyNotFound) {
+				b.note(name, revision+1, 0)
 				return nil // our own first attempt, whose answer was lost
 			}
 		}
@@ -243,6 +258,7 @@ func (b *Bucket) Delete(ctx context.Context, name string, revision uint64) error
 	case err != nil:
 		return fmt.Errorf("deleting a record of bucket %s: %w", b.name, err)
 	}
+	b.note(name, revision+1, 0) // the marker's place at least, and what comes next is above it
 	return nil
 }
 
@@ -330,6 +346,7 @@ func (b *Bucket) each(ctx context.Context, filter string, fn func(*jetstream.Raw
 		}
 		for _, m := range msgs {
 			if isMarker(m) {
+				b.noteGone(strings.TrimPrefix(m.Subject, b.prefix), m.Sequence)
 				continue
 			}
 			if err := fn(m); err != nil {

@@ -19,11 +19,14 @@ import (
 //
 //	{"sessions": 412, "users": 17}
 //
-// It is written at most once a second and at the end, so it may be a second behind, never ahead.
+// Beside it, seenRecords keeps the newest version of single records. Both are written at most once a
+// second and at the end, so they may be a second behind, never ahead.
 type Guard struct {
-	path string
-	log  func(error) // called once, at the first rollback
+	path    string
+	log     func(error) // called once, at the first rollback
+	records *seenRecords
 
+	disk    sync.Mutex // one write of the files at a time, or an older one could come last
 	mu      sync.Mutex
 	high    map[string]uint64
 	err     error
@@ -36,15 +39,18 @@ func OpenGuard(path string, rolledBack func(error)) (*Guard, error) {
 	g := &Guard{path: path, log: rolledBack, high: make(map[string]uint64), changed: make(chan struct{}, 1)}
 	text, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return g, nil
-	}
-	if err == nil {
+		// It was removed as the refusal of a rollback says: what is known of single records goes with it.
+		if err = os.Remove(path + recordsSuffix); errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+	} else if err == nil {
 		err = json.Unmarshal(text, &g.high)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the revisions that were seen, %s: %w; if you know that no old state was put back on the bus, remove the file", path, err)
 	}
-	return g, nil
+	g.records, err = openRecords(path + recordsSuffix)
+	return g, err
 }
 
 // Err tells whether a bucket was rolled back: then nothing that it holds may be believed.
@@ -74,7 +80,10 @@ func (g *Guard) Run(ctx context.Context) error {
 // Close writes what is known now. It may be called twice.
 func (g *Guard) Close() error { return g.write() }
 
+// write replaces the files. The revisions go first: records without them are forgotten at the next start.
 func (g *Guard) write() error {
+	g.disk.Lock()
+	defer g.disk.Unlock()
 	g.mu.Lock()
 	text, err := json.Marshal(g.high)
 	g.mu.Unlock()
@@ -84,7 +93,7 @@ func (g *Guard) write() error {
 	if err != nil {
 		return fmt.Errorf("writing the revisions that were seen: %w", err)
 	}
-	return nil
+	return g.records.write()
 }
 
 func (g *Guard) note(bucket string, revision uint64) {
@@ -94,6 +103,18 @@ func (g *Guard) note(bucket string, revision uint64) {
 		return
 	}
 	g.high[bucket] = revision
+	g.wake()
+}
+
+// noteRecord remembers a record's version, where its bucket is kept.
+func (g *Guard) noteRecord(bucket, name string, version uint64) {
+	if g.records.note(bucket, name, version) {
+		g.wake()
+	}
+}
+
+// wake has the files written soon.
+func (g *Guard) wake() {
 	select {
 	case g.changed <- struct{}{}:
 	default:
@@ -210,17 +231,39 @@ func (b *Bucket) note(name string, version, revision uint64) {
 		v.seen.Add(name, version)
 	}
 	if v.guard != nil {
+		v.guard.noteRecord(b.name, name, version)
 		v.guard.note(b.name, revision)
 	}
 }
 
-// judge refuses a record that is older than one that this process has seen under its name, or than
+// newest gives the lowest version that a record of this name may have now; 0: nothing is known of it.
+func (b *Bucket) newest(name string) uint64 {
+	was, _ := b.versions.seen.Get(name)
+	if g := b.versions.guard; g != nil {
+		was = max(was, g.records.get(b.name, name))
+	}
+	return was
+}
+
+// noteGone remembers that nothing below a version may come back under a name that was seen. Of other
+// names nothing is kept: the bus could make up any number of them.
+func (b *Bucket) noteGone(name string, version uint64) {
+	if b.newest(name) > 0 {
+		b.note(name, version, 0)
+	}
+}
+
+// judge refuses a record that is older than one that this issuer has seen under its name, or than
 // its own place: somebody put it there again.
 func (b *Bucket) judge(name string, version, revision uint64) error {
-	was, ok := b.versions.seen.Get(name)
-	if version <= revision && (!ok || was <= version) {
+	was := b.newest(name)
+	if version <= revision && was <= version {
 		b.note(name, version, revision)
 		return nil
 	}
-	return putBack(fmt.Sprintf("record %s of bucket %s has version %d at revision %d, and version %d was there before: an old record was put back on the bus", name, b.name, version, revision, was))
+	why := fmt.Sprintf("record %s of bucket %s has version %d at revision %d, and version %d was there before: an old record was put back on the bus", name, b.name, version, revision, was)
+	if g := b.versions.guard; g != nil {
+		why += "; put the newer one back, or, if you put the old one there on purpose, stop this issuer and remove " + g.path
+	}
+	return putBack(why)
 }

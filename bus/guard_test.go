@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/bustest"
 )
@@ -136,5 +138,129 @@ func TestGuardRun(t *testing.T) {
 	}
 	if text, err := os.ReadFile(path); err != nil || string(text) != "{\"users\":2}\n" {
 		t.Errorf("at the end: got %q, %v", text, err)
+	}
+}
+
+// TestOldRecordPutBack: the owner of the bus publishes one old ciphertext again, after an issuer has
+// started anew: the newer version, or that the record was deleted, is on the issuer's own disk.
+func TestOldRecordPutBack(t *testing.T) {
+	t.Parallel()
+	for _, bucket := range []string{bus.BucketUsers, bus.BucketSubjects, bus.BucketAgents, bus.BucketIssuers, bus.BucketJoins, bus.BucketKeys} {
+		t.Run(bucket, func(t *testing.T) {
+			t.Parallel()
+			oldRecordPutBack(t, bucket)
+		})
+	}
+}
+
+func oldRecordPutBack(t *testing.T, bucket string) {
+	b := bustest.Start(t)
+	nc := owner(t, b)
+	path := filepath.Join(t.TempDir(), "revisions")
+	restarted := func() (*bus.Bucket, *bus.Guard) {
+		t.Helper()
+		g, k := openGuard(t, path), b.Bucket(t, bucket)
+		if err := k.Watch(t.Context(), g); err != nil {
+			t.Fatal(err)
+		}
+		return k, g
+	}
+	alice, bob := bus.Name("alice"), bus.Name("bob")
+	k, g := restarted()
+	rev := create(t, k, alice, "old")
+	older := storedRecord(t, nc, bucket, alice)
+	if _, err := k.Update(t.Context(), alice, []byte("new"), rev); err != nil {
+		t.Fatal(err)
+	}
+	rev = create(t, k, bob, "joined")
+	gone := storedRecord(t, nc, bucket, bob)
+	if err := errors.Join(k.Delete(t.Context(), bob, rev), g.Close()); err != nil {
+		t.Fatal(err)
+	}
+	running := k
+
+	k, _ = restarted()
+	if rec, err := k.Get(t.Context(), alice); err != nil || string(rec.Value) != "new" {
+		t.Errorf("the newest record after a restart: got %q, %v", rec.Value, err)
+	}
+	request(t, nc, "$KV.sidekey_"+bucket+"."+bob, gone)
+	for what, k := range map[string]*bus.Bucket{"by the process that deleted it": running, "after a restart": k} {
+		if rec, err := k.Get(t.Context(), bob); !errors.Is(err, bus.ErrRollback) {
+			t.Errorf("a deleted record put back, read %s: got %q, %v, want ErrRollback", what, rec.Value, err)
+		}
+	}
+	request(t, nc, "$KV.sidekey_"+bucket+"."+alice, older)
+	k, g = restarted()
+	if rec, err := k.Get(t.Context(), alice); !errors.Is(err, bus.ErrRollback) || !errors.Is(g.Err(), bus.ErrRollback) || !strings.Contains(err.Error(), "remove "+path) {
+		t.Errorf("an old record after a restart: got %q, %v and the guard %v, want ErrRollback twice, and what to do", rec.Value, err, g.Err())
+	}
+	k, _ = restarted()
+	if recs, err := k.List(t.Context(), alice); !errors.Is(err, bus.ErrRollback) {
+		t.Errorf("an old record after a restart, listed: got %d, %v, want ErrRollback", len(recs), err)
+	}
+}
+
+// storedRecord is a record as it stands on the bus.
+func storedRecord(t *testing.T, nc *nats.Conn, bucket, name string) string {
+	t.Helper()
+	m, err := nc.Request("$JS.API.DIRECT.GET.KV_sidekey_"+bucket+".$KV.sidekey_"+bucket+"."+name, nil, 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(m.Data)
+}
+
+// TestGuardRecordsFile: deleted by another issuer counts too; a damaged file is refused by its name;
+// where the revisions are removed, the operator's word is that all is forgotten.
+func TestGuardRecordsFile(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t)
+	nc := owner(t, b)
+	path := filepath.Join(t.TempDir(), "revisions")
+	g, one, two := openGuard(t, path), b.Bucket(t, bus.BucketJoins), b.Bucket(t, bus.BucketJoins)
+	if err := one.Watch(t.Context(), g); err != nil {
+		t.Fatal(err)
+	}
+	name := bus.Name("token")
+	rev := create(t, one, name, "unused")
+	subject := "$KV.sidekey_joins." + name
+	unused := storedRecord(t, nc, bus.BucketJoins, name)
+	if err := two.Delete(t.Context(), name, rev); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := one.Get(t.Context(), name); !errors.Is(err, bus.ErrNotFound) {
+		t.Fatalf("Get of what another deleted: %v", err)
+	}
+	request(t, nc, subject, unused)
+	if _, err := one.Get(t.Context(), name); !errors.Is(err, bus.ErrRollback) {
+		t.Errorf("Get of what another deleted, put back: got %v, want ErrRollback", err)
+	}
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path + ".records"); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file of versions: got %v, %v, want mode 0600", info, err)
+	}
+	text, err := os.ReadFile(path + ".records")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, torn := range [][]byte{nil, text[:len(text)-1], append([]byte{0}, text...)} {
+		if err := os.WriteFile(path+".records", torn, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := bus.OpenGuard(path, nil); err == nil || !strings.Contains(err.Error(), path+".records") {
+			t.Errorf("OpenGuard of a torn file of versions: got %v, want its name", err)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	k := b.Bucket(t, bus.BucketJoins)
+	if err := k.Watch(t.Context(), openGuard(t, path)); err != nil {
+		t.Fatal(err)
+	}
+	if rec, err := k.Get(t.Context(), name); err != nil || string(rec.Value) != "unused" {
+		t.Errorf("Get after the operator's word: got %q, %v", rec.Value, err)
 	}
 }
