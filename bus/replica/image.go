@@ -156,11 +156,11 @@ func (r *Replica) Load(img []byte) error {
 }
 
 func (r *Replica) loadRevocations(h *imageHeader, packed []byte) {
+	r.revoked.grow(len(packed) / len(id{}))
 	for _, b := range h.Buckets {
-		for range b.N {
-			r.revoked.add(id(packed), b.End)
-			packed = packed[len(id{}):]
-		}
+		n := b.N * len(id{})
+		r.revoked.addAll(packed[:n], b.End)
+		packed = packed[n:]
 	}
 	for _, c := range h.Cutoffs {
 		r.cutoffs.add(id(c.ID), c.Cut)

@@ -66,8 +66,29 @@ func (s *set) has(k id) bool {
 }
 
 // add puts k into the bucket of its expiry. An id that is there already keeps the later one.
-func (s *set) add(k id, exp int64) {
+func (s *set) add(k id, exp int64) { s.addTo(s.bucket(exp), k) }
+
+// addAll adds packed ids, 16 bytes each, of one expiry: the bucket is looked for once.
+func (s *set) addAll(packed []byte, exp int64) {
 	b := s.bucket(exp)
+	for ; len(packed) > 0; packed = packed[len(id{}):] {
+		s.addTo(b, id(packed))
+	}
+}
+
+// grow makes room for so many more ids at once.
+func (s *set) grow(n int) {
+	for i := range s.shards {
+		sh := &s.shards[i]
+		sh.mu.Lock()
+		if want := sh.n + n/shardCount; want*5 > len(sh.ids)*4 {
+			sh.resize(want)
+		}
+		sh.mu.Unlock()
+	}
+}
+
+func (s *set) addTo(b uint8, k id) {
 	sh := s.shard(k)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
