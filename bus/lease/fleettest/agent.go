@@ -47,7 +47,7 @@ func (f *Fleet) Agent(name string, cfg AgentConfig) *Agent {
 	if err != nil {
 		f.Fatal(err)
 	}
-	a.Replica = replica.New(replica.Config{Journal: store.Journal, Logger: Logger(f).Named(name)})
+	a.Replica = replica.New(replica.Config{Journal: store.Journal, Logger: Logger(f)})
 	if _, err := store.Restore(a.Replica); err != nil {
 		f.Logf("agent %s: %v", name, err)
 	}

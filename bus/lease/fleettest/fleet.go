@@ -234,7 +234,7 @@ func running(t testing.TB, run ...func(context.Context)) (stop func()) {
 
 // Logger writes to the test's own log, so that lines show only where a test fails.
 func Logger(t testing.TB) hclog.Logger {
-	return hclog.New(&hclog.LoggerOptions{Name: "test", TimeFormat: "05.000", Level: hclog.Info, Output: t.Output()})
+	return hclog.New(&hclog.LoggerOptions{Name: "test", Level: hclog.Error, Output: t.Output()})
 }
 
 // MemoryDir is a folder in memory, which ends with the test; the test is skipped where there is none.
