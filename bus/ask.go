@@ -21,10 +21,11 @@ const (
 	contextAnswer = "sidekey-answer-1\x00"
 )
 
-// answerApart is the least time between two answers of an agent: whoever owns the bus can replay a
-// question, and may not set the pace.
+// answerApart is the least time between two questions that an agent looks at, forged ones included:
+// whoever owns the bus can replay or invent them, and may set neither the pace nor fill the log.
 const (
 	answerApart = 20 * time.Millisecond
+	warnApart   = 10 * time.Second
 	maxWaiting  = 64 // questions; more are dropped
 )
 
@@ -148,14 +149,15 @@ type Answerer struct {
 
 // Listen answers until stop is called.
 func (a *Answerer) Listen() (stop func(), err error) {
-	var last time.Time // the subscription's one goroutine has it
+	var last, warned time.Time // the subscription's one goroutine has them
 	sub, err := a.Conn.nc.Subscribe(a.Conn.subjects.ask(), func(m *nats.Msg) {
 		time.Sleep(answerApart - time.Since(last))
-		if err := a.answer(m); err != nil {
-			a.Logger.Warn("not answering a question about a token", "error", err)
-			return
-		}
+		err := a.answer(m)
 		last = time.Now()
+		if err != nil && last.Sub(warned) >= warnApart {
+			warned = last
+			a.Logger.Warn("not answering a question about a token; further ones are not reported for a while", "error", err)
+		}
 	})
 	if err == nil {
 		err = sub.SetPendingLimits(maxWaiting, maxWaiting*maxSpoken)

@@ -1,15 +1,19 @@
 package bus_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/nats-io/nats.go"
 
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/bustest"
@@ -129,5 +133,47 @@ func TestAskBounds(t *testing.T) {
 	err := a.asker.Ask(t.Context(), bus.Question{ID: fmt.Sprintf("%9000d", 1)}, func(bus.Answer) {})
 	if err == nil || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Ask with 9000 bytes: got %v, want it refused at once", err)
+	}
+}
+
+// TestForgedQuestions: they are looked at no faster than true ones are answered, and reported once.
+func TestForgedQuestions(t *testing.T) {
+	b := bustest.Start(t)
+	var logged bytes.Buffer // written by the one goroutine that judges, before it does
+	_, key := generate(t)
+	judged := make(chan time.Time, 1)
+	ans := &bus.Answerer{
+		Conn: b.ConnectAgent(t, "web-1"), Authority: b.Authority.Public(), Agent: "web-1", Run: "r", Key: key,
+		Logger: hclog.New(&hclog.LoggerOptions{Output: &logged}),
+		Judge:  func(bus.Question) bus.Answer { judged <- time.Now(); return bus.Answer{} },
+	}
+	stop, err := ans.Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	nc := owner(t, b)
+	begun := time.Now()
+	for range 20 {
+		if err := nc.Publish("sidekey.ask", []byte("{}")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	good := []byte("{}")
+	m := &nats.Msg{Subject: "sidekey.ask", Data: good, Header: nats.Header{}}
+	m.Header.Set("Sidekey-Signature", base64.RawURLEncoding.EncodeToString(b.Authority.Sign(append([]byte("sidekey-ask-1\x00"), good...))))
+	if err := nc.PublishMsg(m); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case at := <-judged:
+		if took := at.Sub(begun); took < 20*20*time.Millisecond {
+			t.Errorf("20 forged questions were looked at in %s", took)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the true question behind them was not judged")
+	}
+	if n := strings.Count(logged.String(), "not answering"); n != 1 {
+		t.Errorf("20 forged questions are %d lines in the log, want 1", n)
 	}
 }
