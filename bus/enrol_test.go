@@ -213,6 +213,33 @@ func never(t *testing.T, conn *bus.Conn) {
 	}
 }
 
+// TestRemoveAgain: a removal that failed half-way is finished by removing once more.
+func TestRemoveAgain(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t)
+	folder := filepath.Join(t.TempDir(), "full disk")
+	e := b.OpenEnrolment(t, func(cfg *bus.EnrolConfig) { cfg.Revoked = filepath.Join(folder, "bus.revoked") })
+	id := b.Join(t, "web-1")
+	conn := connectAs(t, id)
+	if err := e.Remove(t.Context(), bus.RoleAgent, "web-1"); err == nil || errors.Is(err, bus.ErrNotFound) {
+		t.Fatalf("Remove without a place for the list: got %v, want its failure", err)
+	}
+	if err := e.Remove(t.Context(), bus.RoleAgent, "web-1"); err == nil || errors.Is(err, bus.ErrNotFound) {
+		t.Fatalf("Remove again without a place for the list: got %v, want its failure", err)
+	}
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	void := b.Invite(t, bus.RoleAgent, "web-1")
+	if err := e.Remove(t.Context(), bus.RoleAgent, "web-1"); !errors.Is(err, bus.ErrNotFound) || !strings.Contains(err.Error(), "was removed at") {
+		t.Errorf("Remove again: got %v, want ErrNotFound and when it was", err)
+	}
+	eventually(t, "the removed one's connection to end", func() bool { return !conn.Connected() })
+	if _, err := join(t, void, newDir(t)); err == nil || !strings.Contains(err.Error(), "not known here") {
+		t.Errorf("joining with a token from before: got %v, want a refusal", err)
+	}
+}
+
 // TestRemovedStaysOut: who was removed is refused after a restart of the server and of the issuer,
 // also where the issuer lost its own list and has only the bucket.
 func TestRemovedStaysOut(t *testing.T) {

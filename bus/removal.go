@@ -12,29 +12,45 @@ import (
 )
 
 // Remove strikes a member off: its record says so, its credential is revoked, its connections are
-// closed at once, and its unused tokens are void. ErrNotFound: nobody of that name, or removed before.
+// closed at once, and its unused tokens are void. ErrNotFound: nobody of that name, or removed before;
+// of one removed before, what a failure may have left undone is done again.
 func (e *Enrolment) Remove(ctx context.Context, role Role, name string) error {
+	before, err := e.markRemoved(ctx, role, name)
+	if err != nil {
+		return err
+	}
+	if before == 0 && e.cfg.OnChange != nil {
+		e.cfg.OnChange()
+	}
+	if err := e.cutOff(ctx, role, name); err != nil {
+		return err
+	}
+	if before != 0 {
+		return fmt.Errorf("%w: %s %q was removed at %s", ErrNotFound, role, name, time.Unix(before, 0).UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// markRemoved writes it into the member's record, and tells when that was done before; 0: it was not.
+func (e *Enrolment) markRemoved(ctx context.Context, role Role, name string) (before int64, err error) {
 	bucket := e.members(role)
 	for {
 		m, rev, err := readMember(ctx, bucket, name)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if m.Removed() {
-			return fmt.Errorf("%w: %s %q was removed at %s", ErrNotFound, role, name, time.Unix(m.RemovedAt, 0).UTC().Format(time.RFC3339))
+			return m.RemovedAt, nil
 		}
 		m.RemovedAt = time.Now().Unix()
-		err = writeMember(ctx, bucket, m, rev)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, ErrConflict) {
-			return err
+		if err = writeMember(ctx, bucket, m, rev); !errors.Is(err, ErrConflict) {
+			return 0, err
 		}
 	}
-	if e.cfg.OnChange != nil {
-		e.cfg.OnChange()
-	}
+}
+
+// cutOff is what follows from a member's record. It may be repeated.
+func (e *Enrolment) cutOff(ctx context.Context, role Role, name string) error {
 	if err := e.voidTokens(ctx, role, name); err != nil {
 		return err
 	}
