@@ -169,6 +169,23 @@ func TestLoginLimit(t *testing.T) {
 	})
 }
 
+// noUsers is a bus that is away.
+type noUsers struct{ issuer.Bucket }
+
+func (noUsers) Get(context.Context, string) (bus.Record, error) { return bus.Record{}, errors.New("timeout") }
+
+// TestNamesWhileTheBusIsAway: people type passwords into the field for the name, so it is in no error.
+func TestNamesWhileTheBusIsAway(t *testing.T) {
+	b := newBus()
+	start(t, b)
+	ti := newIssuer(t, b, func(_ *issuer.Config, p *issuer.Parts) { p.Users = noUsers{p.Users} })
+	ti.steps(t)
+	_, err := ti.Login(t.Context(), issuer.Credentials{Username: "my-secret", Password: "x"})
+	if !errors.Is(err, issuer.ErrUnavailable) || strings.Contains(err.Error(), "my-secret") {
+		t.Errorf("Login while the bus is away: got %v, want ErrUnavailable without the name", err)
+	}
+}
+
 func TestLoginFloodIsSentAway(t *testing.T) {
 	ti := start(t, newBus(), func(c *issuer.Config, _ *issuer.Parts) { c.Hash = issuer.Hash{Memory: 8 << 10, Time: 2, Threads: 1} })
 	var wg sync.WaitGroup

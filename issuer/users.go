@@ -273,7 +273,8 @@ func (i *Issuer) user(ctx context.Context, username string) (*userRecord, uint64
 		return nil, 0, fmt.Errorf("reading user %q: %w", username, ErrNotFound)
 	}
 	if err != nil {
-		return nil, 0, unavailable("reading user", username, err)
+		// Without the name: on the way of a login it is whatever was typed, passwords too, and this is logged.
+		return nil, 0, fmt.Errorf("reading a user: %w: %w", ErrUnavailable, err)
 	}
 	rec := new(userRecord)
 	if err := json.Unmarshal(r.Value, rec); err != nil {
