@@ -172,7 +172,9 @@ func TestLoginLimit(t *testing.T) {
 // noUsers is a bus that is away.
 type noUsers struct{ issuer.Bucket }
 
-func (noUsers) Get(context.Context, string) (bus.Record, error) { return bus.Record{}, errors.New("timeout") }
+func (noUsers) Get(context.Context, string) (bus.Record, error) {
+	return bus.Record{}, errors.New("timeout")
+}
 
 // TestNamesWhileTheBusIsAway: people type passwords into the field for the name, so it is in no error.
 func TestNamesWhileTheBusIsAway(t *testing.T) {
