@@ -32,10 +32,11 @@ type ConnectConfig struct {
 	Server      *Server  // or the embedded one, reached within the process
 	User        *User    // who connects
 	Credentials string   // or a .creds file with the same
-	CA          []byte   // PEM: servers' certificates must come from it; nil: from one that the system knows
+	CA          []byte   // PEM: never in clear, and servers' certificates must come from it; nil: from one that the system knows
 	Name        string   // of this connection, as the server lists it
 	Prefix      string   // "": DefaultPrefix
 	Agent       string   // an agent's name: answers come to the inbox that it may listen on
+	Insecure    bool     // URLs beyond loopback may be in clear where no CA is given
 	Logger      hclog.Logger
 
 	pinned []byte // SHA-256 of the CA, where that is all that is known
@@ -134,14 +135,50 @@ func (c *Conn) options(cfg ConnectConfig) ([]nats.Option, error) {
 	if cfg.inbox != "" {
 		opts = append(opts, nats.CustomInboxPrefix(cfg.inbox))
 	}
+	secure, err := secureOptions(cfg)
+	return append(opts, secure...), err
+}
+
+// secureOptions are those of TLS. Whether there is any must not be for the server's INFO to say, which
+// comes in clear: one in the middle would leave it out.
+func secureOptions(cfg ConnectConfig) ([]nats.Option, error) {
+	if cfg.Server != nil {
+		return nil, nil // within the process there is no TLS
+	}
+	known := len(cfg.CA) > 0 || len(cfg.pinned) > 0
+	if !known && !cfg.Insecure {
+		if err := refuseClear(cfg.URLs); err != nil {
+			return nil, err
+		}
+	}
 	tlsConfig, err := clientTLS(cfg.CA)
 	if err != nil {
 		return nil, err
 	}
+	var opts []nats.Option
 	if len(cfg.pinned) > 0 {
-		tlsConfig = pinnedTLS(cfg.pinned)
+		to := new(dialled)
+		tlsConfig, opts = pinnedTLS(cfg.pinned, to), append(opts, nats.Dialer(to.dialer()))
 	}
-	return append(opts, func(o *nats.Options) error { o.TLSConfig = tlsConfig; return nil }), nil
+	return append(opts, func(o *nats.Options) error {
+		o.TLSConfig, o.Secure = tlsConfig, o.Secure || known
+		return nil
+	}), nil
+}
+
+// refuseClear refuses addresses beyond this host that do not say tls://.
+func refuseClear(urls []string) error {
+	for _, address := range urls {
+		if !strings.Contains(address, "://") {
+			address = "nats://" + address
+		}
+		u, err := url.Parse(address)
+		if err != nil || u.Scheme == "tls" || u.Scheme == "wss" || loopback(u.Hostname()) {
+			continue // what is no URL is refused when it is dialled
+		}
+		return fmt.Errorf("refusing to reach the bus at %s in clear: others on the network could read and change what is sent; use tls://%s, give its CA (bus.ca, or a join token that has it), or set insecure = true", redacted([]string{address}), u.Host)
+	}
+	return nil
 }
 
 // credential is what proves us to the server: a user's JWT, and its seed's signature of a nonce.

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -15,7 +16,10 @@ import (
 	"math/big"
 	"net"
 	"sync"
+	"syscall"
 	"time"
+
+	"github.com/nats-io/nats.go"
 )
 
 // How long certificates live: the CA as long as anybody keeps one, a server's until it is made anew.
@@ -153,13 +157,42 @@ func clientTLS(ca []byte) (*tls.Config, error) {
 
 var errNotPinned = errors.New("the server's certificate does not come from the CA that the join token names")
 
+// dialled remembers which address a connection went to last: TLS tells a name that was asked for, and
+// nothing where that was an IP address.
+type dialled struct {
+	mu sync.Mutex
+	ip string
+}
+
+// dialer notes the address of each attempt; a host name has become one of its addresses there.
+func (d *dialled) dialer() *net.Dialer {
+	return &net.Dialer{Timeout: nats.DefaultTimeout, Control: func(_, address string, _ syscall.RawConn) error {
+		host, _, err := net.SplitHostPort(address)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.ip = host
+		return err
+	}}
+}
+
+// name is what a certificate must be for.
+func (d *dialled) name(cs tls.ConnectionState) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return cmp.Or(cs.ServerName, d.ip)
+}
+
 // pinnedTLS believes servers whose certificate comes from the CA with this fingerprint, which the
-// server itself sends.
-func pinnedTLS(fingerprint []byte) *tls.Config {
+// server itself sends, and is for the name or the address that was dialled.
+func pinnedTLS(fingerprint []byte, to *dialled) *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS12,
 		InsecureSkipVerify: true, // VerifyConnection does it, against the pinned CA
 		VerifyConnection: func(cs tls.ConnectionState) error {
+			name := to.name(cs)
+			if name == "" { // x509 would take that for any name
+				return errors.New("checking the server's certificate: it is not known which address was dialled")
+			}
 			for _, c := range cs.PeerCertificates {
 				if sum := sha256.Sum256(c.Raw); !bytes.Equal(sum[:], fingerprint) {
 					continue
@@ -170,7 +203,7 @@ func pinnedTLS(fingerprint []byte) *tls.Config {
 				for _, other := range cs.PeerCertificates[1:] {
 					between.AddCert(other)
 				}
-				if _, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: cs.ServerName}); err != nil {
+				if _, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: name}); err != nil {
 					return fmt.Errorf("%w: %w", errNotPinned, err)
 				}
 				return nil

@@ -1,9 +1,11 @@
 package bus_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"strings"
@@ -120,4 +122,104 @@ func TestCheckPrivate(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", name, err, want)
 		}
 	}
+}
+
+// TestPinnedAddress: one who joins by an IP address holds that the certificate is for that address.
+func TestPinnedAddress(t *testing.T) {
+	t.Parallel()
+	b := bustest.StartTLS(t)
+	token := b.Invite(t, bus.RoleAgent, "web-1")
+	here := token.URLs
+	token.URLs = []string{strings.Replace(here[0], "127.0.0.1", "127.0.0.2", 1)}
+	if _, err := join(t, token, newDir(t)); err == nil || !strings.Contains(err.Error(), "not 127.0.0.2") {
+		t.Errorf("joining by an address that the certificate is not for: got %v, want its refusal", err)
+	}
+	token.URLs = here
+	if _, err := join(t, token, newDir(t)); err != nil {
+		t.Errorf("joining by the certificate's address: %v", err)
+	}
+}
+
+// inTheMiddle is a server that leaves TLS out of its INFO, and tells what it hears.
+func inTheMiddle(t *testing.T) (url string, heard <-chan string) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	lines := make(chan string, 16)
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprint(c, `INFO {"server_id":"x","version":"2.12.0","proto":1,"headers":true,"max_payload":1048576,"nonce":"bm9uY2U"}`+"\r\n")
+			c.SetDeadline(time.Now().Add(5 * time.Second))
+			line, _ := bufio.NewReader(c).ReadString('\n')
+			lines <- line
+			c.Close()
+		}
+	}()
+	return "nats://" + ln.Addr().String(), lines
+}
+
+// TestNoTLSInINFO: who knows a CA says nothing to a server that wants to go on in clear, whatever its
+// URL is.
+func TestNoTLSInINFO(t *testing.T) {
+	t.Parallel()
+	b := bustest.StartTLS(t)
+	token, id := b.Invite(t, bus.RoleAgent, "web-2"), b.Join(t, "web-1")
+	url, heard := inTheMiddle(t)
+	silent := func(who string) {
+		t.Helper()
+		if line := <-heard; line != "" {
+			t.Errorf("%s said in clear: %.60q", who, line)
+		}
+	}
+	cfg := id.ConnectConfig()
+	cfg.URLs = []string{url}
+	conn, err := bus.Connect(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	silent("one with the CA")
+	conn.Close()
+	url, heard = inTheMiddle(t)
+	token.URLs = []string{url}
+	if _, err := join(t, token, newDir(t)); err == nil || !strings.Contains(err.Error(), "secure connection not available") {
+		t.Errorf("joining where TLS was left out: got %v, want a refusal", err)
+	}
+	silent("one who joins")
+}
+
+// TestRefuseClear is the table of addresses that are refused where no CA is known.
+func TestRefuseClear(t *testing.T) {
+	b := bustest.Start(t)
+	for address, refused := range map[string]bool{
+		"nats://10.0.0.5:4222":       true,
+		"nats://u:hunter2@h.example": true,
+		"10.0.0.5:4222":              true,
+		"bus.example:4222":           true,
+		"ws://bus.example":           true,
+		"nats://0.0.0.0:1":           true,
+		"tls://0.0.0.0:1":            false,
+		"nats://127.0.0.1:1":         false,
+		"nats://[::1]:1":             false,
+		"localhost:1":                false,
+	} {
+		conn, err := bus.Connect(bus.ConnectConfig{URLs: []string{"nats://127.0.0.1:1", address}, User: b.Agent(t, "x")})
+		if err == nil {
+			conn.Close()
+		}
+		if (err != nil) != refused || refused && (!strings.Contains(err.Error(), "use tls://") || strings.Contains(err.Error(), "hunter2")) {
+			t.Errorf("%s: got %v, want a refusal: %t", address, err, refused)
+		}
+	}
+	conn, err := bus.Connect(bus.ConnectConfig{URLs: []string{"nats://0.0.0.0:1"}, User: b.Agent(t, "x"), Insecure: true})
+	if err != nil {
+		t.Fatalf("in clear where that is said: %v", err)
+	}
+	conn.Close()
 }

@@ -102,6 +102,14 @@ func (b *Bus) Forget(t testing.TB) {
 	}
 }
 
+// CA is that of the server's certificate; nil on loopback, where it has none.
+func (b *Bus) CA() []byte {
+	if strings.HasPrefix(b.Server.URL(), "tls://") {
+		return b.Keys.CAPEM()
+	}
+	return nil
+}
+
 // Dir is the server's store.
 func (b *Bus) Dir() string { return b.dir }
 
@@ -128,7 +136,7 @@ func (b *Bus) Agent(t testing.TB, name string) *bus.User {
 // Connect connects over TCP with an issuer's credential; it is closed with the test.
 func (b *Bus) Connect(t testing.TB) *bus.Conn {
 	t.Helper()
-	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, CA: b.Keys.CAPEM(), User: b.Issuer(t), Name: "issuer", Logger: logger(t)})
+	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, CA: b.CA(), User: b.Issuer(t), Name: "issuer", Logger: logger(t)})
 }
 
 // ConnectAgent connects over TCP with the credential of an agent, by default of the name "agent"; it
@@ -136,7 +144,7 @@ func (b *Bus) Connect(t testing.TB) *bus.Conn {
 func (b *Bus) ConnectAgent(t testing.TB, name ...string) *bus.Conn {
 	t.Helper()
 	name = append(name, "agent")
-	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, CA: b.Keys.CAPEM(), User: b.Agent(t, name[0]), Name: name[0], Agent: name[0], Logger: logger(t)})
+	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, CA: b.CA(), User: b.Agent(t, name[0]), Name: name[0], Agent: name[0], Logger: logger(t)})
 }
 
 // Enrolment lets agents and issuers in, as an issuer does. There is one a Bus.
@@ -154,7 +162,7 @@ func (b *Bus) OpenEnrolment(t testing.TB, change func(*bus.EnrolConfig)) *bus.En
 	cfg := bus.EnrolConfig{
 		Conn: b.Connect(t), Keys: b.Keys, Server: b.Server, Authority: b.Authority, Master: b.Master,
 		Joins: b.Bucket(t, bus.BucketJoins), Agents: b.Bucket(t, bus.BucketAgents), Issuers: b.Bucket(t, bus.BucketIssuers),
-		URLs: []string{b.url()}, CA: b.Keys.CAPEM(), Revoked: b.revoked, Logger: logger(t),
+		URLs: []string{b.url()}, CA: b.CA(), Revoked: b.revoked, Logger: logger(t),
 	}
 	change(&cfg)
 	e, err := bus.OpenEnrolment(t.Context(), cfg)

@@ -31,7 +31,7 @@ func (a *app) agentCommand() *cobra.Command {
 		keys: []string{"agent", "bus.urls", "insecure"},
 		run: func(ctx context.Context, cfg Config, log hclog.Logger) error {
 			p, err := openAgent(cfg, log, func(p *agentProcess) (*bus.Identity, error) {
-				return a.identify(ctx, bus.RoleAgent, cfg.Agent.DataDir, join, cfg.Bus.URLs, log)
+				return a.identify(ctx, bus.RoleAgent, cfg.Agent.DataDir, join, cfg, log)
 			}, nil)
 			if err != nil {
 				return err
@@ -170,7 +170,7 @@ func (p *agentProcess) listen() error {
 // openBus connects, and restores what the agent knew.
 func (p *agentProcess) openBus(embedded *bus.Server) error {
 	connect := p.identity.ConnectConfig()
-	connect.Server, connect.Logger = embedded, p.log.Named("bus")
+	connect.Server, connect.Insecure, connect.Logger = embedded, p.cfg.Insecure, p.log.Named("bus")
 	if len(p.cfg.Bus.URLs) > 0 {
 		connect.URLs = p.cfg.Bus.URLs
 	}

@@ -19,7 +19,7 @@ type Config struct {
 	DataDir   string `toml:"data_dir" help:"folder of all state, 0700"`
 	LogLevel  string `toml:"log_level" help:"trace, debug, info, warn or error"`
 	LogFormat string `toml:"log_format" help:"text or json"`
-	Insecure  bool   `toml:"insecure" help:"listen in clear beyond loopback where no TLS is configured"`
+	Insecure  bool   `toml:"insecure" help:"listen, and reach the bus, in clear beyond loopback where no TLS is configured"`
 
 	Issuer IssuerConfig `toml:"issuer"`
 	Keys   KeysConfig   `toml:"keys"`

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -33,7 +34,7 @@ const joinWithin = 2 * time.Minute
 
 // identify gives the identity in dataDir, and has it join first where a token is given: join names its file, "-" is
 // standard input, "" none. os.ErrNotExist: it has not joined, and is given no token.
-func (a *app) identify(ctx context.Context, role bus.Role, dataDir, join string, urls []string, log hclog.Logger) (*bus.Identity, error) {
+func (a *app) identify(ctx context.Context, role bus.Role, dataDir, join string, cfg Config, log hclog.Logger) (*bus.Identity, error) {
 	dir := filepath.Join(dataDir, identityDir)
 	id, err := bus.ReadIdentity(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -64,12 +65,12 @@ func (a *app) identify(ctx context.Context, role bus.Role, dataDir, join string,
 		}
 		return id, a.dropJoinToken(join) // it died right after it had joined
 	}
-	if len(urls) > 0 {
-		token.URLs = urls
+	if len(cfg.Bus.URLs) > 0 {
+		token.URLs = cfg.Bus.URLs
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinWithin)
 	defer cancel()
-	if id, err = bus.Join(ctx, bus.JoinConfig{Token: token, Dir: dir, Logger: log.Named("bus")}); err != nil {
+	if id, err = bus.Join(ctx, bus.JoinConfig{Token: token, Dir: dir, Insecure: cfg.Insecure, Logger: log.Named("bus")}); err != nil {
 		return nil, err
 	}
 	log.Info("joined", "role", string(role), "name", id.Name, "identity", dir)
@@ -222,7 +223,7 @@ func (p *issuerProcess) busConnection() (bus.ConnectConfig, error) {
 			err = fmt.Errorf("reading bus.ca: %w", err)
 		}
 	}
-	c.Logger = p.log.Named("bus")
+	c.Insecure, c.Logger = p.cfg.Insecure, p.log.Named("bus")
 	return c, err
 }
 
@@ -236,6 +237,8 @@ func (p *issuerProcess) openEnrolment(ctx context.Context) error {
 	}
 	var err error
 	switch {
+	case p.server != nil && !strings.HasPrefix(p.server.URL(), "tls://"):
+		// In clear, on loopback or by insecure: with a CA, those who join would insist on TLS.
 	case p.cfg.Bus.CA != "":
 		if cfg.CA, err = os.ReadFile(p.cfg.Bus.CA); err != nil {
 			return fmt.Errorf("reading bus.ca: %w", err)

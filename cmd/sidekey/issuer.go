@@ -45,7 +45,7 @@ func (a *app) issuerCommand() *cobra.Command {
 			if err := makeDataDir("data_dir", cfg.DataDir); err != nil {
 				return err
 			}
-			id, err := a.identify(ctx, bus.RoleIssuer, cfg.DataDir, join, cfg.Bus.URLs, log)
+			id, err := a.identify(ctx, bus.RoleIssuer, cfg.DataDir, join, cfg, log)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
