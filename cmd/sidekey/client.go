@@ -34,8 +34,9 @@ type client struct {
 	limit time.Duration // of one call
 }
 
-// newClient makes a client for addr, an http or https URL or "unix:" and a path. It connects with the first call.
-func newClient(who, start, addr string) (*client, error) {
+// newClient makes a client for addr, an http or https URL or "unix:" and a path. It connects with the first call. In
+// clear it goes beyond this host only where the configuration is insecure.
+func newClient(who, start, addr string, insecure bool) (*client, error) {
 	c := &client{who: who, start: start, addr: addr, base: strings.TrimSuffix(addr, "/"), limit: callTimeout}
 	transport := &http.Transport{Proxy: nil} // a token goes where it was sent, not through a proxy
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
@@ -45,6 +46,8 @@ func newClient(who, start, addr string) (*client, error) {
 		}
 	} else if err := checkURL(addr, "http", "https"); err != nil {
 		return nil, fmt.Errorf("address of %s: %w", who, err)
+	} else if !insecure && inClear(addr) {
+		return nil, fmt.Errorf("refusing to call %s at %s in clear: passwords and tokens could be read on the way; name an https URL, or set insecure = true or SIDEKEY_INSECURE=true", who, addr)
 	}
 	c.http = &http.Client{
 		Transport: transport,
@@ -52,6 +55,12 @@ func newClient(who, start, addr string) (*client, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c, nil
+}
+
+// inClear tells whether others on the network can read what is sent to the URL addr.
+func inClear(addr string) bool {
+	u, err := url.Parse(addr)
+	return err != nil || u.Scheme != "https" && !listenAddr{network: "tcp", host: u.Hostname()}.loopback()
 }
 
 // adminClient reaches the admin API: at SIDEKEY_ADDR, else where the configuration says that it listens.
@@ -64,7 +73,7 @@ func (a *app) adminClient() (*client, error) {
 	if addr == "" {
 		addr = dialAddress(cfg.Issuer.AdminListen)
 	}
-	c, err := newIssuerClient(addr)
+	c, err := newIssuerClient(addr, cfg.Insecure)
 	if err != nil {
 		return nil, err
 	}
@@ -85,11 +94,12 @@ func (a *app) publicClient(listen func(IssuerConfig) string) (*client, error) {
 			addr = cfg.Issuer.URL // the name that its certificate is for
 		}
 	}
-	return newIssuerClient(addr)
+	secret := listen(cfg.Issuer) == cfg.Issuer.Listen // where only operations are, nothing is asked with a password or a token
+	return newIssuerClient(addr, cfg.Insecure || !secret)
 }
 
-func newIssuerClient(addr string) (*client, error) {
-	return newClient("the issuer", "start it with `sidekey issuer` or `sidekey dev`, or set "+envAddr, addr)
+func newIssuerClient(addr string, insecure bool) (*client, error) {
+	return newClient("the issuer", "start it with `sidekey issuer` or `sidekey dev`, or set "+envAddr, addr, insecure)
 }
 
 // agentClient reaches the agent at addr, else where the configuration says that the agent of this host listens.
@@ -101,7 +111,7 @@ func (a *app) agentClient(addr string) (*client, error) {
 	if addr == "" {
 		addr = dialAddress(cfg.Agent.Listen[0])
 	}
-	return newClient("the agent", "start it with `sidekey agent` or `sidekey dev`, or name another with --agent", addr)
+	return newClient("the agent", "start it with `sidekey agent` or `sidekey dev`, or name another with --agent", addr, cfg.Insecure)
 }
 
 // dialAddress turns a listen address into one to call. An address of every interface is called on loopback.
