@@ -20,6 +20,7 @@ type AgentConfig struct {
 	Clock   lease.Clock   // nil: the machine's
 	Now     func() time.Time
 	Proxy   *bustest.Proxy // nil: one of its own
+	Direct  bool           // no proxy at all
 }
 
 // Agent is an agent's process, whole but for HTTP.
@@ -94,7 +95,7 @@ func (c *AgentConfig) fill(f *Fleet) {
 	if c.Clock == nil {
 		c.Clock = lease.SystemClock
 	}
-	if c.Proxy == nil {
+	if c.Proxy == nil && !c.Direct {
 		c.Proxy = bustest.NewProxy(f, f.Bus.Server.URL())
 	}
 }
@@ -102,8 +103,12 @@ func (c *AgentConfig) fill(f *Fleet) {
 // connect does not wait: an agent starts while the bus is away.
 func (a *Agent) connect() *bus.Conn {
 	a.Helper()
+	url := a.Bus.Server.URL()
+	if !a.Direct {
+		url = a.Proxy.URL()
+	}
 	conn, err := bus.Connect(bus.ConnectConfig{
-		URLs: []string{a.Proxy.URL()}, User: a.Bus.Agent(a, a.AgentName), Name: a.AgentName, Agent: a.AgentName, Logger: Logger(a),
+		URLs: []string{url}, User: a.Bus.Agent(a, a.AgentName), Name: a.AgentName, Agent: a.AgentName, Logger: Logger(a),
 	})
 	if err != nil {
 		a.Fatal(err)

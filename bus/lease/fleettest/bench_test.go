@@ -54,7 +54,7 @@ func coldStart(b *testing.B, f *fleettest.Fleet, revocations int) {
 	b.ResetTimer()
 	for n := 0; b.Loop(); n++ {
 		begun := time.Now()
-		a := f.Agent(fmt.Sprint("web-", n), fleettest.AgentConfig{Length: time.Minute})
+		a := f.Agent(fmt.Sprint("web-", n), fleettest.AgentConfig{Length: time.Minute, Direct: true})
 		f.Eventually("it has read everything", func() bool { return a.Replica.Snapshot().Ready })
 		read += time.Since(begun)
 		f.Eventually("it vouches", func() bool { return a.Verify(good) == 200 })
