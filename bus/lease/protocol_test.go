@@ -104,7 +104,7 @@ func randomly(t *testing.T, f faults, only []action, histories, steps int) (trie
 func TestProtocolByChance(t *testing.T) {
 	n := 250
 	if long {
-		n = 100_000
+		n = 10_000
 	}
 	for _, menu := range [][]action{nil, restarts, delays} {
 		if tried, broke := randomly(t, faults{}, menu, n, 200); broke != "" {
