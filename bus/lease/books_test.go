@@ -68,6 +68,8 @@ func newOffice(t *testing.T) *office {
 	o.Bookkeeper = &lease.Bookkeeper{
 		Ledger: lease.NewLedger(o.clock.read), Grants: o.lists.read, IssuerLease: 5 * time.Second, Clock: o.clock.read, Logger: hclog.NewNullLogger(),
 		Held: func(context.Context) (bus.Cursor, []byte, error) {
+			o.mu.Lock()
+			defer o.mu.Unlock()
 			if o.at.Seq == 0 {
 				return bus.Cursor{}, nil, bus.ErrNotFound
 			}
@@ -86,6 +88,20 @@ func newOffice(t *testing.T) *office {
 	go func() { o.Run(ctx); close(done) }()
 	t.Cleanup(func() { stop(); <-done })
 	return o
+}
+
+// writes is a new checkpoint.
+func (o *office) writes(at bus.Cursor, held ...lease.Holding) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.at, o.held = at, held
+}
+
+// asked is how often a list was asked for.
+func (o *office) asked() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.lists.reads
 }
 
 // tick is the log's next entry: a tick that answers these requests.
@@ -125,8 +141,8 @@ func TestBooks(t *testing.T) {
 		if rec := o.Ledger.Receipt(two.Position, ""); len(rec.Pending) != 1 {
 			t.Errorf("got the receipt %+v, want web-1 pending", rec)
 		}
-		if o.reads != 1 {
-			t.Errorf("the list was read %d times", o.reads)
+		if o.asked() != 1 {
+			t.Errorf("the list was read %d times", o.asked())
 		}
 	})
 }
@@ -147,8 +163,8 @@ func TestListMissing(t *testing.T) {
 				t.Errorf("%s: got the receipt %+v, want none", name, rec)
 			}
 			time.Sleep(10 * time.Second)
-			if o.reads > 22 {
-				t.Errorf("%s: asked %d times in 10 s", name, o.reads)
+			if o.asked() > 22 {
+				t.Errorf("%s: asked %d times in 10 s", name, o.asked())
 			}
 			o.readTo(t, name+", 10 s on", 1)
 			o.set(nil)
@@ -190,11 +206,11 @@ func TestGap(t *testing.T) {
 		after := o.tick(t) // 7
 		o.note(after)
 		o.readTo(t, "without a checkpoint", 1)
-		o.held = []lease.Holding{{Agent: "web-1", Run: "a", Grants: []lease.GrantedAt{{Position: o.log.at(3).Position, Length: time.Minute, Mode: lease.Refuse}}}}
-		o.at = o.log.at(5)
+		held := lease.Holding{Agent: "web-1", Run: "a", Grants: []lease.GrantedAt{{Position: o.log.at(3).Position, Length: time.Minute, Mode: lease.Refuse}}}
+		o.writes(o.log.at(5), held)
 		time.Sleep(time.Second)
 		o.readTo(t, "with a checkpoint that does not reach", 1)
-		o.at = o.log.at(6)
+		o.writes(o.log.at(6), held)
 		time.Sleep(time.Second)
 		o.readTo(t, "with one that does", 7)
 		if rec := o.Ledger.Receipt(after.Position, ""); len(rec.Pending) != 1 {
@@ -209,7 +225,7 @@ func TestGapBehindANewerCheckpoint(t *testing.T) {
 		o := newOffice(t)
 		o.log.upTo(4)
 		five, six, seven := o.tick(t), o.tick(t), o.tick(t)
-		o.at = six.Cursor()
+		o.writes(six.Cursor())
 		o.note(five)
 		o.readTo(t, "an entry behind the checkpoint", 6)
 		o.note(six, seven)
@@ -226,11 +242,11 @@ func TestGapToANewEpoch(t *testing.T) {
 		three := o.tick(t)
 		o.note(three)
 		o.readTo(t, "a later epoch, without its checkpoint", 2)
-		o.at = bus.Cursor{Position: bus.Position{Epoch: 1, Seq: 2}}
+		o.writes(bus.Cursor{Position: bus.Position{Epoch: 1, Seq: 2}})
 		time.Sleep(time.Second)
 		o.readTo(t, "with the checkpoint of the earlier", 2)
-		o.at = bus.Cursor{Position: bus.Position{Epoch: 2, Seq: 2}}
-		o.held = lease.Blanket(map[string]time.Duration{"web-1": 0}, o.at.Position)
+		anew := bus.Cursor{Position: bus.Position{Epoch: 2, Seq: 2}}
+		o.writes(anew, lease.Blanket(map[string]time.Duration{"web-1": 0}, anew.Position)...)
 		time.Sleep(time.Second)
 		o.readTo(t, "with its own", 3)
 		if rec := o.Ledger.Receipt(three.Position, ""); len(rec.Pending) != 1 {

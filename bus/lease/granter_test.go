@@ -106,6 +106,21 @@ func (p *pulse) set(change func()) {
 	change()
 }
 
+// seen is what it has done so far.
+func (p *pulse) seen() (s struct {
+	ticks     []bus.Tick
+	at        []time.Time
+	answers   []lease.Grant
+	refusals  []string
+	listSizes []int
+}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.ticks, s.at, s.answers = slices.Clone(p.ticks), slices.Clone(p.at), slices.Clone(p.answers)
+	s.refusals, s.listSizes = slices.Clone(p.refusals), slices.Clone(p.listSizes)
+	return s
+}
+
 // question is a request as an agent sends it.
 func (p *pulse) question(t testing.TB, req lease.Request, change ...func(*bus.Spoken)) bus.Spoken {
 	t.Helper()
@@ -153,10 +168,10 @@ func TestPulse(t *testing.T) {
 		p.run(t)
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
-		if n := len(p.ticks); n < 10 || n > 11 {
+		if n := len(p.seen().ticks); n < 10 || n > 11 {
 			t.Errorf("%d ticks in 10 s, want one a second", n)
 		}
-		if tick := p.ticks[0]; tick.Run != "own" || tick.Applied != 41 || tick.Grants != nil {
+		if tick := p.seen().ticks[0]; tick.Run != "own" || tick.Applied != 41 || tick.Grants != nil {
 			t.Errorf("a tick that answers nobody says %+v", tick)
 		}
 		p.set(func() { p.at = nil })
@@ -165,12 +180,12 @@ func TestPulse(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		synctest.Wait()
-		for i := 1; i < len(p.at); i++ {
-			if apart := p.at[i].Sub(p.at[i-1]); apart < 50*time.Millisecond {
+		for i := 1; i < len(p.seen().at); i++ {
+			if apart := p.seen().at[i].Sub(p.seen().at[i-1]); apart < 50*time.Millisecond {
 				t.Fatalf("two ticks were %s apart", apart)
 			}
 		}
-		if n := len(p.at); n < 30 || n > 41 {
+		if n := len(p.seen().at); n < 30 || n > 41 {
 			t.Errorf("%d ticks in 2 s of requests, want some 20 a second", n)
 		}
 	})
@@ -188,16 +203,16 @@ func TestAnsweredByTheNextTick(t *testing.T) {
 		p.Hear(p.question(t, request("web-1", "a")))
 		time.Sleep(300 * time.Millisecond)
 		synctest.Wait()
-		if len(p.ticks) != 1 || len(p.answers) != 0 {
-			t.Fatalf("%d ticks, %d answers when the tick that was under way has come", len(p.ticks), len(p.answers))
+		if len(p.seen().ticks) != 1 || len(p.seen().answers) != 0 {
+			t.Fatalf("%d ticks, %d answers when the tick that was under way has come", len(p.seen().ticks), len(p.seen().answers))
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if len(p.answers) != 1 || p.answers[0].Seq != 2 || p.answers[0].Chain != p.log.at(2).Chain || p.at[1].Before(came) {
-			t.Fatalf("got the answers %+v, want one, by tick 2, begun after the request came", p.answers)
+		if len(p.seen().answers) != 1 || p.seen().answers[0].Seq != 2 || p.seen().answers[0].Chain != p.log.at(2).Chain || p.seen().at[1].Before(came) {
+			t.Fatalf("got the answers %+v, want one, by tick 2, begun after the request came", p.seen().answers)
 		}
 		var list lease.List
-		if err := json.Unmarshal(p.lists.lists[p.ticks[1].ListSeq-1], &list); err != nil || list.Issuer != "issuer-1" || len(list.Grants) != 1 || list.Grants[0].Run != "a" {
+		if err := json.Unmarshal(p.lists.lists[p.seen().ticks[1].ListSeq-1], &list); err != nil || list.Issuer != "issuer-1" || len(list.Grants) != 1 || list.Grants[0].Run != "a" {
 			t.Errorf("the tick's list is %+v, %v", list, err)
 		}
 	})
@@ -223,14 +238,14 @@ func TestTickOfUnknownFate(t *testing.T) {
 			p.set(func() { p.tickErr, p.listErr, p.stored, p.slow = nil, nil, false, 0 })
 			time.Sleep(10 * time.Second)
 			synctest.Wait()
-			if len(p.answers) != 0 {
-				t.Errorf("%s: the request was answered by tick %d", name, p.answers[0].Seq)
+			if len(p.seen().answers) != 0 {
+				t.Errorf("%s: the request was answered by tick %d", name, p.seen().answers[0].Seq)
 			}
 			p.Hear(p.question(t, request("web-1", "a")))
 			time.Sleep(time.Second)
 			synctest.Wait()
-			if len(p.answers) != 1 {
-				t.Errorf("%s: asked again when all is well: %d answers", name, len(p.answers))
+			if len(p.seen().answers) != 1 {
+				t.Errorf("%s: asked again when all is well: %d answers", name, len(p.seen().answers))
 			}
 			unanswered++
 		})
@@ -276,14 +291,14 @@ func TestRequestsRefused(t *testing.T) {
 			time.Sleep(2 * time.Second) // one agent is not heard often between two ticks
 			p.set(func() { p.refusals = nil })
 			p.Hear(c.s)
-			if len(p.refusals) != 1 || !strings.Contains(p.refusals[0], c.want) {
-				t.Errorf("%s: refused with %q, want %q", name, p.refusals, c.want)
+			if len(p.seen().refusals) != 1 || !strings.Contains(p.seen().refusals[0], c.want) {
+				t.Errorf("%s: refused with %q, want %q", name, p.seen().refusals, c.want)
 			}
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if len(p.answers) != 0 || slices.ContainsFunc(p.ticks, func(t bus.Tick) bool { return t.Grants != nil }) {
-			t.Errorf("%d of them were granted a lease", len(p.answers))
+		if len(p.seen().answers) != 0 || slices.ContainsFunc(p.seen().ticks, func(t bus.Tick) bool { return t.Grants != nil }) {
+			t.Errorf("%d of them were granted a lease", len(p.seen().answers))
 		}
 		t.Logf("%d kinds of wrong requests: 0 granted", len(cases))
 	})
@@ -305,21 +320,21 @@ func TestNobodyCrowdsOut(t *testing.T) {
 		time.Sleep(time.Second)
 		synctest.Wait()
 		greedy := 0
-		for _, g := range p.answers {
+		for _, g := range p.seen().answers {
 			if g.Agent == "greedy" {
 				greedy++
 			}
 		}
-		if got := len(p.answers) - greedy; got != fleet {
+		if got := len(p.seen().answers) - greedy; got != fleet {
 			t.Errorf("%d of %d agents were answered within a second", got, fleet)
 		}
 		if greedy > 8 {
 			t.Errorf("one agent got %d answers of one tick", greedy)
 		}
-		if most := slices.Max(p.listSizes); most > 768<<10 {
+		if most := slices.Max(p.seen().listSizes); most > 768<<10 {
 			t.Errorf("a list has %d bytes: more than the bus takes in one message", most)
 		}
-		t.Logf("%d agents at once: answered by %d lists of at most %d bytes", fleet, len(p.listSizes), slices.Max(p.listSizes))
+		t.Logf("%d agents at once: answered by %d lists of at most %d bytes", fleet, len(p.seen().listSizes), slices.Max(p.seen().listSizes))
 	})
 }
 
@@ -343,8 +358,8 @@ func TestAnAgentCostsLittle(t *testing.T) {
 		for range 1000 {
 			p.Hear(p.question(t, request("web-1", "a"), forge))
 		}
-		if reads != 0 || len(p.refusals) > 8 {
-			t.Errorf("1000 forged requests: %d reads, %d refusals, want 0 and a few", reads, len(p.refusals))
+		if reads != 0 || len(p.seen().refusals) > 8 {
+			t.Errorf("1000 forged requests: %d reads, %d refusals, want 0 and a few", reads, len(p.seen().refusals))
 		}
 		for range 1000 {
 			p.Hear(p.question(t, request("web-2", "a")))
@@ -378,8 +393,8 @@ func TestRemovedAMomentAgo(t *testing.T) {
 			c.Key = func(context.Context, string) (ed25519.PublicKey, error) { return nil, bus.ErrNotFound }
 		})
 		p.Hear(p.question(t, request("web-1", "a")))
-		if len(p.refusals) != 1 || !strings.Contains(p.refusals[0], "not found") {
-			t.Errorf("a removed agent got %q, want a refusal", p.refusals)
+		if len(p.seen().refusals) != 1 || !strings.Contains(p.seen().refusals[0], "not found") {
+			t.Errorf("a removed agent got %q, want a refusal", p.seen().refusals)
 		}
 	})
 }

@@ -102,7 +102,7 @@ func randomly(t *testing.T, f faults, only []action, histories, steps int) (trie
 
 // TestProtocolByChance drives the model harder than rapid does, without shrinking.
 func TestProtocolByChance(t *testing.T) {
-	n := 250
+	n := 150
 	if long {
 		n = 10_000
 	}

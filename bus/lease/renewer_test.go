@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -138,6 +139,16 @@ func (l *line) apply() {
 
 func (l *line) set(change func()) { l.mu.Lock(); defer l.mu.Unlock(); change() }
 
+// questions are the times at which leases were asked for.
+func (l *line) questions() []time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.asked)
+}
+
+// said is what was acknowledged.
+func (l *line) said() []spokenAck { l.mu.Lock(); defer l.mu.Unlock(); return slices.Clone(l.acks) }
+
 // renew runs a renewer of a holder until the test ends.
 func (l *line) renew(t *testing.T, h *lease.Holder) *lease.Renewer {
 	r := lease.NewRenewer(lease.Renewer{
@@ -170,16 +181,16 @@ func TestRenewal(t *testing.T) {
 			}
 		}
 		apart := make(map[time.Duration]bool)
-		for i := 1; i < len(l.asked); i++ {
-			d := l.asked[i].Sub(l.asked[i-1])
+		for i := 1; i < len(l.questions()); i++ {
+			d := l.questions()[i].Sub(l.questions()[i-1])
 			if apart[d] = true; d < 4*time.Minute || d > 5*time.Minute {
 				t.Fatalf("asked again after %s, want 4 to 5 minutes", d)
 			}
 		}
-		if len(apart) < len(l.asked)/2 {
-			t.Errorf("%d different pauses in %d: agents that started together go on together", len(apart), len(l.asked))
+		if len(apart) < len(l.questions())/2 {
+			t.Errorf("%d different pauses in %d: agents that started together go on together", len(apart), len(l.questions()))
 		}
-		t.Logf("a day of leases of 15 minutes: asked %d times, never less than 10 minutes left", len(l.asked))
+		t.Logf("a day of leases of 15 minutes: asked %d times, never less than 10 minutes left", len(l.questions()))
 	})
 }
 
@@ -193,8 +204,8 @@ func TestRenewalFails(t *testing.T) {
 			h := l.holder(length)
 			l.renew(t, h)
 			time.Sleep(10 * time.Minute)
-			for i := 1; i < len(l.asked); i++ {
-				if d := l.asked[i].Sub(l.asked[i-1]); d < 200*time.Millisecond || d > most {
+			for i := 1; i < len(l.questions()); i++ {
+				if d := l.questions()[i].Sub(l.questions()[i-1]); d < 200*time.Millisecond || d > most {
 					t.Fatalf("length %s: asked again after %s, want 200ms to %s", length, d, most)
 				}
 			}
@@ -210,8 +221,8 @@ func TestRenewalFails(t *testing.T) {
 			// While the bus is away nothing is asked.
 			l.set(func() { l.away, l.asked = true, nil })
 			time.Sleep(length)
-			if len(l.asked) != 0 {
-				t.Errorf("asked %d times while the bus was away", len(l.asked))
+			if len(l.questions()) != 0 {
+				t.Errorf("asked %d times while the bus was away", len(l.questions()))
 			}
 		})
 	}
@@ -236,7 +247,7 @@ func TestHurry(t *testing.T) {
 			r.Hurry()
 			time.Sleep(time.Millisecond)
 		}
-		if n := len(l.asked); n < 40 || n > 51 {
+		if n := len(l.questions()); n < 40 || n > 51 {
 			t.Errorf("asked %d times in 10 s of hurry, want 5 a second", n)
 		}
 	})
@@ -283,8 +294,8 @@ func TestAnswersRefused(t *testing.T) {
 			if cur := h.Current(); cur != nil && cur.Live(l.now()) {
 				t.Errorf("%s: it became a lease", name)
 			}
-			if len(l.asked) < 3 {
-				t.Errorf("%s: asked again only %d times in a minute", name, len(l.asked))
+			if len(l.questions()) < 3 {
+				t.Errorf("%s: asked again only %d times in a minute", name, len(l.questions()))
 			}
 		})
 	}
@@ -303,25 +314,25 @@ func TestAcknowledgementsPaced(t *testing.T) {
 		applied := time.Now()
 		l.apply()
 		synctest.Wait()
-		if len(l.acks) != 1 || l.acks[0].at != applied || l.acks[0].seq != 2 || l.acks[0].run != h.Run() {
-			t.Errorf("after a pause: got the acknowledgements %+v, want one of entry 2 at once", l.acks)
+		if len(l.said()) != 1 || l.said()[0].at != applied || l.said()[0].seq != 2 || l.said()[0].run != h.Run() {
+			t.Errorf("after a pause: got the acknowledgements %+v, want one of entry 2 at once", l.said())
 		}
 		for range 10_000 {
 			l.apply()
 			time.Sleep(100 * time.Microsecond)
 		}
-		if n := len(l.acks); n > 22 {
+		if n := len(l.said()); n > 22 {
 			t.Errorf("%d acknowledgements in a second, want at most 20", n)
 		}
 		time.Sleep(50 * time.Millisecond)
 		synctest.Wait()
-		if last := l.acks[len(l.acks)-1].seq; last != 10_002 {
+		if last := l.said()[len(l.said())-1].seq; last != 10_002 {
 			t.Errorf("50 ms after the last entry: %d is acknowledged, want 10002", last)
 		}
-		n := len(l.acks)
+		n := len(l.said())
 		time.Sleep(time.Minute)
-		if len(l.acks) != n {
-			t.Errorf("%d acknowledgements of nothing new", len(l.acks)-n)
+		if len(l.said()) != n {
+			t.Errorf("%d acknowledgements of nothing new", len(l.said())-n)
 		}
 		t.Logf("10,000 entries in a second: %d acknowledgements", n)
 	})
@@ -370,7 +381,7 @@ func TestFloorFirst(t *testing.T) {
 			l.apply()
 			time.Sleep(60 * time.Millisecond)
 		}
-		n := len(l.acks)
+		n := len(l.said())
 		if n < 100 {
 			t.Errorf("%d acknowledgements of 100 entries", n)
 		}
@@ -379,8 +390,8 @@ func TestFloorFirst(t *testing.T) {
 			l.apply()
 			time.Sleep(time.Second)
 		}
-		if len(l.acks) != n {
-			t.Errorf("%d acknowledgements left without a floor", len(l.acks)-n)
+		if len(l.said()) != n {
+			t.Errorf("%d acknowledgements left without a floor", len(l.said())-n)
 		}
 	})
 }
