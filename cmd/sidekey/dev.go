@@ -43,6 +43,9 @@ func (a *app) runDev(ctx context.Context, cfg Config, log hclog.Logger) error {
 		defer os.RemoveAll(dir)
 		cfg.moveDataDir(dir)
 	}
+	if !cfg.isSet("agent.runtime_dir") {
+		cfg.Agent.RuntimeDir = "" // its lease ends with the process, and an agent of this host keeps its own
+	}
 	if err := makeDataDir("data_dir", cfg.DataDir); err != nil {
 		return err
 	}
