@@ -104,7 +104,7 @@ func TestDelays(t *testing.T) {
 	i := f.Issuer("issuer-1", nil)
 	length, delay := time.Second, 3*time.Second
 	if long {
-		length, delay = 20*time.Second, time.Minute
+		length, delay = 12*time.Second, time.Minute
 	}
 	bad, good := f.Token("bad"), f.Token("good")
 	slow := f.Agent("slow", fleettest.AgentConfig{Length: length}).Ready(bad)
