@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strings"
@@ -85,6 +86,11 @@ type Replica interface {
 	// Forgotten tells whether the revocation of a token that ends at exp (NumericDate, leeway
 	// included) may have been dropped: such a token has expired. It is asked after Revoked.
 	Forgotten(exp int64) bool
+	// Credential gives the API key or opaque token of that hash, nil: there is none. It is visible, and
+	// withdrawn, before a Snapshot says that its entry's sequence is applied.
+	Credential(hash *[sha256.Size]byte) *replica.Credential
+	// CredentialRevoked tells whether a revocation covers it.
+	CredentialRevoked(c *replica.Credential) bool
 	// Revocations counts the revocations held.
 	Revocations() int
 	// Head is the newest sequence that the log is known to have.

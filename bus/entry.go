@@ -23,6 +23,8 @@ const (
 	KindKey    Kind = "key"    // a signing key and its state
 	KindRevoke Kind = "revoke" // a token, session, subject or client that is refused from here on
 	KindTick   Kind = "tick"   // the issuer's pulse: the head, and the hash chained up to it
+	// KindCredential is an API key or an opaque token, by its hash.
+	KindCredential Kind = "credential"
 )
 
 // MaxBody is the greatest length of an entry's body in bytes. It leaves room for the headers
@@ -83,7 +85,7 @@ type Entry struct {
 // Cursor is where a reader stands that has applied en.
 func (en Entry) Cursor() Cursor { return Cursor{Position: en.Position, Chain: en.Chain} }
 
-// Fact is what an entry says: a *KeyFact, a *Revocation or a *Tick.
+// Fact is what an entry says: a *KeyFact, a *Revocation, a *Credential or a *Tick.
 type Fact interface {
 	Kind() Kind
 	check() error
@@ -160,6 +162,9 @@ func (k *KeyFact) check() error {
 // sequence, and, of tokens without that claim, every one with iat not after Time.
 // It is dropped once exp plus leeway has passed, when no token that it can concern is left
 // (NumericDate, RFC 7519 §2). The zero value is refused.
+//
+// A cutoff concerns the API keys and opaque tokens of the subject or client too, unless Sessions says
+// that it is for sessions only: a changed password ends no API key.
 type Revocation struct {
 	ID        string `json:"jti,omitempty"`
 	SessionID string `json:"sid,omitempty"`
@@ -167,6 +172,7 @@ type Revocation struct {
 	ClientID  string `json:"client_id,omitempty"`
 	ExpiresAt int64  `json:"exp"`
 	Time      int64  `json:"time,omitempty"`
+	Sessions  bool   `json:"sessions_only,omitempty"`
 	Reason    string `json:"reason,omitempty"`
 }
 
@@ -255,6 +261,8 @@ func Decode(kind Kind, body []byte) (Fact, error) {
 		f = new(Revocation)
 	case KindTick:
 		f = new(Tick)
+	case KindCredential:
+		f = new(Credential)
 	default:
 		return nil, fmt.Errorf("%w: %q", ErrUnknown, kind)
 	}

@@ -72,6 +72,7 @@ func (i *Issuer) guard(next http.Handler) http.Handler {
 		w := &statusWriter{ResponseWriter: rw}
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
+		r = r.WithContext(WithOrigin(r.Context(), requestOrigin(r)))
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		defer func() {
 			if p := recover(); p != nil {

@@ -35,11 +35,17 @@ func (i *Issuer) login(ctx context.Context, c Credentials) (*Tokens, error) {
 	if err != nil {
 		if errors.Is(err, ErrCredentials) {
 			// The name is not logged: people type passwords into that field.
-			i.audit.Warn("login refused", "address", c.Address)
+			i.refusal(ctx, "login refused")
 		}
 		return nil, err
 	}
-	return i.begin(ctx, user, seq)
+	return i.begin(ctx, user, seq, grant{ClientID: i.cfg.DefaultClient, Scope: user.Scope})
+}
+
+// grant is what a session is begun with, beside whose it is.
+type grant struct {
+	ClientID string
+	Scope    string // RFC 6749 §3.3; what the user has no more is not granted later either
 }
 
 // limitedName keeps names that no user can have from filling memory: they share one limit.
@@ -109,7 +115,7 @@ func (i *Issuer) refreshUser(ctx context.Context, rec *userRecord, revision uint
 
 // begin writes the session's record, while the access token is being signed, and gives its first
 // tokens. Sessions begun at the same moment may exceed the limit by their number.
-func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64) (*Tokens, error) {
+func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64, g grant) (*Tokens, error) {
 	settle := i.vouch()
 	key, err := i.signer(ctx, i.cfg.Audience)
 	if err != nil {
@@ -121,7 +127,7 @@ func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64) (*Toke
 		return nil, err
 	}
 	s := &session{
-		ID: newUUID(), Subject: user.ID, Username: user.Username, ClientID: i.cfg.DefaultClient, Scope: user.Scope,
+		ID: newUUID(), Subject: user.ID, Username: user.Username, ClientID: g.ClientID, Scope: g.Scope,
 		AuthTime: now.Unix(), Seq: seq, Created: now.Unix(),
 	}
 	s.rotate(rr.signing.ID(), now, &i.cfg)
@@ -148,7 +154,7 @@ func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64) (*Toke
 	if err := settle(); err != nil { // one that stood still meanwhile may have signed with a key retired since
 		return nil, err
 	}
-	i.audit.Info("session began", "sub", s.Subject, "sid", s.ID, "jti", s.AccessID, "client_id", s.ClientID, "session_seq", s.Seq, "kid", key.ID())
+	i.event(ctx, "session began", "sub", s.Subject, "sid", s.ID, "jti", s.AccessID, "client_id", s.ClientID, "session_seq", s.Seq, "kid", key.ID())
 	return tokens, nil
 }
 

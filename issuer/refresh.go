@@ -119,7 +119,7 @@ func (i *Issuer) exchange(ctx context.Context, p *presented) (*Tokens, error) {
 		i.log.Debug("a session's compare-and-set failed, reading it again", "sid", s.ID, "error", err)
 		return nil, errAgain
 	}
-	i.audit.Info("session refreshed", "sub", s.Subject, "sid", s.ID, "gen", s.Gen, "jti", s.AccessID, "kid", key.ID(), "retry", verdict == useAgain)
+	i.event(ctx, "session refreshed", "sub", s.Subject, "sid", s.ID, "gen", s.Gen, "jti", s.AccessID, "kid", key.ID(), "retry", verdict == useAgain)
 	return signing()
 }
 
@@ -151,7 +151,7 @@ func (i *Issuer) denyUnknown(ctx context.Context, p *presented) error {
 // punish ends a session whose refresh token was used a second time: somebody else holds it. The
 // log comes first; while that fails, the answer is "try again" and not a denial that nobody knows of.
 func (i *Issuer) punish(ctx context.Context, s *session, p *presented) error {
-	i.audit.Warn("refresh token reused, ending its session", "sub", s.Subject, "sid", s.ID, "jti", p.Claims.ID, "gen", p.Claims.Gen, "current_gen", s.Gen)
+	i.refusal(ctx, "refresh token reused, ending its session", "sub", s.Subject, "sid", s.ID, "jti", p.Claims.ID, "gen", p.Claims.Gen, "current_gen", s.Gen)
 	i.metrics.reuses.Inc()
 	if _, err := i.endSession(ctx, s.Subject, s.ID, "refresh token reused"); err != nil {
 		return err

@@ -187,7 +187,7 @@ func (i *Issuer) changeUser(ctx context.Context, username string, ch UserChange)
 			return nil, cut, err
 		}
 		if cuts {
-			if cut, err = i.cutoff(ctx, &bus.Revocation{Subject: rec.ID, Reason: changeReason(ch)}); err != nil {
+			if cut, err = i.cutoff(ctx, ch.cutoff(rec)); err != nil {
 				return nil, cut, err
 			}
 		}
@@ -223,11 +223,12 @@ func set[T any](to *T, from *T) {
 	}
 }
 
-func changeReason(ch UserChange) string {
-	if ch.Password != nil {
-		return "password changed"
+// cutoff is what goes into the log. A new password alone ends no API key.
+func (ch *UserChange) cutoff(rec *userRecord) *bus.Revocation {
+	if rec.Disabled {
+		return &bus.Revocation{Subject: rec.ID, Reason: "user disabled"}
 	}
-	return "user disabled"
+	return &bus.Revocation{Subject: rec.ID, Reason: "password changed", Sessions: true}
 }
 
 // DeleteUser removes a user and ends all their sessions.

@@ -65,6 +65,7 @@ type Claims struct {
 	UserID      string   // read from user_id, where that is a string
 	Roles       []string // nil in a token whose roles are not an array of strings: see Raw
 	Gen         uint64   // gen
+	CSRF        string   // csrf, of a browser's session: base64url of the SHA-256 of its CSRF token
 
 	Extra map[string]any // more claims, making only; a name that is taken is an error
 	Raw   []byte         // reading only: the payload as signed, one strict JSON object; not to be changed
@@ -73,7 +74,7 @@ type Claims struct {
 // claimNames are the claims that mean something here. No other claim may be named like one but for case.
 var claimNames = []string{
 	"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "sid", "session_seq", "client_id", "scope", "auth_time",
-	"token_type", "user_id", "roles", "gen",
+	"token_type", "user_id", "roles", "gen", "csrf",
 }
 
 // MarshalJSON writes the claims for signing.
@@ -111,6 +112,7 @@ func (c Claims) MarshalJSON() ([]byte, error) {
 	if c.Gen != 0 {
 		w.add("gen", c.Gen)
 	}
+	w.text("csrf", c.CSRF)
 	for _, name := range slices.Sorted(maps.Keys(c.Extra)) {
 		if name == c.UserIDClaim {
 			return nil, fmt.Errorf("writing claims: %q is the user id's claim and cannot be a custom one", name)
@@ -248,6 +250,8 @@ func (r *claimsReader) claim(name []byte, v strictjson.Value) error {
 		r.Roles, _ = v.Texts()
 	case "gen":
 		r.Gen, ok = v.Uint()
+	case "csrf":
+		r.CSRF, ok = v.Text()
 	}
 	if !ok {
 		return claimError(name)

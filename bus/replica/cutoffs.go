@@ -4,6 +4,8 @@ import (
 	"maps"
 	"sync"
 	"sync/atomic"
+
+	"github.com/sidekey/sidekey/bus"
 )
 
 // cutoff refuses what began before it: a place in the log, not a time (DESIGN §7).
@@ -11,6 +13,17 @@ type cutoff struct {
 	Seq  uint64 // tokens with a smaller session_seq are refused
 	Time int64  // NumericDate; of tokens without session_seq, those with iat not after it
 	Exp  int64  // NumericDate; it matters until then
+	// Credentials is Seq of the newest cutoff that is not for sessions only: API keys and opaque tokens
+	// whose entry stands before it are refused.
+	Credentials uint64
+}
+
+func cutoffAt(f *bus.Revocation, seq uint64) cutoff {
+	cut := cutoff{Seq: seq, Time: f.Time, Exp: f.ExpiresAt}
+	if !f.Sessions {
+		cut.Credentials = seq
+	}
+	return cut
 }
 
 // cutoffs are the live cutoffs by the fingerprint of their subject or client. One writer, many
@@ -24,19 +37,30 @@ type cutoffs struct {
 // refuses tells whether something that began at sequence seq (or, without one, was issued at iat)
 // is cut off.
 func (c *cutoffs) refuses(k id, seq uint64, hasSeq bool, iat int64) bool {
-	if c.count.Load() == 0 {
+	cut, ok := c.get(k)
+	switch {
+	case !ok:
 		return false
-	}
-	c.mu.RLock()
-	cut, ok := c.byID[k]
-	c.mu.RUnlock()
-	if !ok {
-		return false
-	}
-	if hasSeq {
+	case hasSeq:
 		return seq < cut.Seq
 	}
 	return iat <= cut.Time
+}
+
+// refusesCredential tells whether a credential whose entry stands at seq is cut off.
+func (c *cutoffs) refusesCredential(k id, seq uint64) bool {
+	cut, ok := c.get(k)
+	return ok && seq < cut.Credentials
+}
+
+func (c *cutoffs) get(k id) (cut cutoff, ok bool) {
+	if c.count.Load() == 0 {
+		return cut, false
+	}
+	c.mu.RLock()
+	cut, ok = c.byID[k]
+	c.mu.RUnlock()
+	return cut, ok
 }
 
 // add combines a cutoff with the one that is there: each member by its maximum.
@@ -47,7 +71,7 @@ func (c *cutoffs) add(k id, cut cutoff) {
 		c.byID = make(map[id]cutoff)
 	}
 	old := c.byID[k]
-	c.byID[k] = cutoff{max(old.Seq, cut.Seq), max(old.Time, cut.Time), max(old.Exp, cut.Exp)}
+	c.byID[k] = cutoff{max(old.Seq, cut.Seq), max(old.Time, cut.Time), max(old.Exp, cut.Exp), max(old.Credentials, cut.Credentials)}
 	c.count.Store(int64(len(c.byID)))
 }
 

@@ -36,6 +36,13 @@ type imageHeader struct {
 	Dropped int64         `json:"dropped"` // ids that expired until then (NumericDate) may be missing
 	Cutoffs []imageCutoff `json:"cutoffs"`
 	Buckets []imageBucket `json:"buckets"`
+
+	Credentials []imageCredential `json:"credentials,omitempty"`
+}
+
+type imageCredential struct {
+	Fact *bus.Credential `json:"fact"`
+	Seq  uint64          `json:"seq"`
 }
 
 type imageKey struct {
@@ -83,6 +90,7 @@ func (r *Replica) imageLocked(at bus.Cursor) ([]byte, error) {
 		rec, _ := snap.Ring.Record(f.KeyID)
 		h.Keys = append(h.Keys, imageKey{Fact: f, Seq: rec.Seq})
 	}
+	h.Credentials = r.credentials.all()
 	for k, cut := range r.cutoffs.all() {
 		h.Cutoffs = append(h.Cutoffs, imageCutoff{ID: bytes.Clone(k[:]), Cut: cut})
 	}
@@ -148,6 +156,7 @@ func (r *Replica) Load(img []byte) error {
 		records = append(records, rec)
 	}
 	r.loadRevocations(h, packed)
+	r.credentials.replace(h.Credentials)
 	next.Ring = keyring.NewRing(h.Issuer, h.Aud, records...)
 	r.keys = keys
 	r.chains[at.Seq%rememberedChains] = bus.Cursor{Position: at, Chain: h.Chain}
@@ -201,6 +210,11 @@ func readImage(img []byte) (*imageHeader, []byte, error) {
 	for _, k := range h.Keys {
 		if k.Fact == nil {
 			return nil, nil, fmt.Errorf("%w: a key without its fact", ErrDamaged)
+		}
+	}
+	for n := range h.Credentials {
+		if err := h.Credentials[n].check(); err != nil {
+			return nil, nil, err
 		}
 	}
 	if want != len(packed) {

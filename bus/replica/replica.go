@@ -55,11 +55,12 @@ type Replica struct {
 	cfg Config
 	cur atomic.Pointer[Snapshot]
 
-	revoked set
-	cutoffs cutoffs
-	head    atomic.Uint64 // the newest sequence known to exist
-	fault   atomic.Pointer[error]
-	lack    atomic.Pointer[error] // why what is read is not published
+	revoked     set
+	cutoffs     cutoffs
+	credentials credentials
+	head        atomic.Uint64 // the newest sequence known to exist
+	fault       atomic.Pointer[error]
+	lack        atomic.Pointer[error] // why what is read is not published
 
 	mu      sync.Mutex                   // held by the writer
 	tip     *Snapshot                    // what is read: cur, or ahead of it while a key is lacking
@@ -264,6 +265,8 @@ func (r *Replica) fold(next *Snapshot, en *bus.Entry) error {
 		r.revoke(f, en.Seq)
 	case *bus.KeyFact:
 		return r.foldKey(next, f, en.Seq)
+	case *bus.Credential:
+		r.credentials.set(f, en.Seq)
 	case *bus.Tick:
 		if at := f.At(); at.After(next.TickTime) {
 			next.TickTime = at
@@ -282,9 +285,9 @@ func (r *Replica) revoke(f *bus.Revocation, seq uint64) {
 	case f.SessionID != "":
 		r.revoked.add(fingerprint('s', f.SessionID), f.ExpiresAt)
 	case f.Subject != "":
-		r.cutoffs.add(fingerprint('u', f.Subject), cutoff{Seq: seq, Time: f.Time, Exp: f.ExpiresAt})
+		r.cutoffs.add(fingerprint('u', f.Subject), cutoffAt(f, seq))
 	case f.ClientID != "":
-		r.cutoffs.add(fingerprint('c', f.ClientID), cutoff{Seq: seq, Time: f.Time, Exp: f.ExpiresAt})
+		r.cutoffs.add(fingerprint('c', f.ClientID), cutoffAt(f, seq))
 	}
 }
 
@@ -293,6 +296,7 @@ func (r *Replica) expire(next *Snapshot) {
 	now := next.TickTime.Unix()
 	r.revoked.drop(now)
 	r.cutoffs.drop(now, r.revoked.forgetUntil)
+	r.credentials.expire(now)
 	for kid, k := range r.keys {
 		if k.ExpiresAt != 0 && k.ExpiresAt <= now {
 			delete(r.keys, kid)
