@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -194,7 +195,12 @@ func dev(t *testing.T, root, tables string) *cluster {
 		}
 		return expectStatus(http.StatusOK)(http.Get(c.Agent + "/readyz"))
 	})
-	await(t, "the issuer to be ready", func() error { return expectStatus(http.StatusOK)(http.Get(c.Issuer + "/readyz")) })
+	await(t, "the banner, behind which alice is there", func() error {
+		if !strings.Contains(c.proc.output(), "Stop with Ctrl-C") {
+			return errors.New("not yet")
+		}
+		return nil
+	})
 	return c
 }
 
