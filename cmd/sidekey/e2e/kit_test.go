@@ -86,7 +86,10 @@ func start(t *testing.T, cmd *exec.Cmd) *process {
 	t.Helper()
 	p := &process{Cmd: cmd, ended: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = p, p
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = new(syscall.SysProcAttr)
+	}
+	cmd.SysProcAttr.Setpgid = true
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("starting %s: %v", cmd.Path, err)
 	}
@@ -107,7 +110,7 @@ func (p *process) stop() {
 	if p.over() {
 		return
 	}
-	_ = syscall.Kill(-p.Process.Pid, syscall.SIGTERM) // it may be ending by itself
+	_ = p.Process.Signal(syscall.SIGTERM) // it may be ending by itself, and ends its children
 	killed := time.AfterFunc(15*time.Second, func() { _ = syscall.Kill(-p.Process.Pid, syscall.SIGKILL) })
 	<-p.ended
 	killed.Stop()
