@@ -78,7 +78,7 @@ func readConfigFile(path string) (string, error) {
 	return string(text), nil
 }
 
-// applyFile sets what the file says. Tables are read one level deep and each leaf on its own, not into the struct:
+// applyFile sets what the file says. Tables are read level by level and each leaf on its own, not into the struct:
 // the library would match a key whatever its case, and take a bare number as nanoseconds.
 func applyFile(c *Config, fields []field, path, text string) error {
 	var top map[string]toml.Primitive
@@ -87,19 +87,21 @@ func applyFile(c *Config, fields []field, path, text string) error {
 		return atLine(path, err)
 	}
 	tables := map[string]map[string]toml.Primitive{}
+keys:
 	for _, key := range md.Keys() {
 		value, depth := top[key[0]], 1
-		if isTable(fields, key[0]) {
-			if tables[key[0]] == nil {
-				tables[key[0]], err = leaves(md, value)
+		for name := key[0]; isTable(fields, name); name = key[:depth].String() {
+			if tables[name] == nil {
+				tables[name], err = leaves(md, value)
 				if err != nil {
-					return fmt.Errorf("%s: want a table [%s]", place(path, md, value), key[0])
+					return fmt.Errorf("%s: want a table [%s]", place(path, md, value), name)
 				}
 			}
-			if len(key) == 1 {
-				continue
+			if len(key) == depth {
+				continue keys
 			}
-			value, depth = tables[key[0]][key[1]], 2
+			value = tables[name][key[depth]]
+			depth++
 		}
 		if err := applyLeaf(c, fields, path, key[:depth].String(), md, value); err != nil {
 			return err
@@ -325,8 +327,10 @@ func isTable(fields []field, name string) bool {
 func keyNames(fields []field) []string {
 	var names []string
 	for _, f := range fields {
-		if table, _, ok := strings.Cut(f.key, "."); ok && !slices.Contains(names, table) {
-			names = append(names, table)
+		for at, r := range f.key {
+			if r == '.' && !slices.Contains(names, f.key[:at]) {
+				names = append(names, f.key[:at])
+			}
 		}
 		names = append(names, f.key)
 	}
