@@ -10,12 +10,13 @@ import (
 )
 
 // agentScope is the allow-list of an agent (DESIGN §9), with {{name()}} for its encoded name: read
-// the log live and back, read checkpoints, ask for a lease, acknowledge, tell its status, hear the
-// issuers' questions and answer them, hear its own answers; nothing else.
+// the log live and back, read checkpoints, ask for a lease, acknowledge, tell its status and which
+// credentials were used, ask whether a password is right, hear the issuers' questions and answer them,
+// hear its own answers; nothing else.
 func (s subjects) agentScope() jwt.Permissions {
 	const self = "{{name()}}"
 	return jwt.Permissions{
-		Pub: jwt.Permission{Allow: append(s.directReads(), s.lease(self), s.ack(self), s.status(self), s.answer(self))},
+		Pub: jwt.Permission{Allow: append(s.directReads(), s.lease(self), s.ack(self), s.status(self), s.used(self), s.basic(self), s.answer(self))},
 		Sub: jwt.Permission{Allow: []string{s.live(">"), s.ask(), agentInbox + "." + self + ".>"}},
 	}
 }
@@ -46,7 +47,7 @@ func (s subjects) heard() []string { return []string{s.live(">"), s.ask()} }
 // would be written into the log, and stop every reader. The answer to a request across accounts goes
 // back to the asking account, and nowhere else.
 func (s subjects) services() []string {
-	return append(s.directReads(), s.lease(Any), s.ack(Any), s.status(Any), s.answer(Any), s.join(Any))
+	return append(s.directReads(), s.lease(Any), s.ack(Any), s.status(Any), s.used(Any), s.basic(Any), s.answer(Any), s.join(Any))
 }
 
 // operatorClaims, systemJWT and accountJWTs are what a server is configured with.

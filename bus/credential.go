@@ -22,7 +22,8 @@ const (
 // Gone set withdraws it.
 //
 //	{"id": "k_2f9c…", "type": "api_key", "hash": "base64 of 32 bytes", "sub": "0197…", "client_id": "", "scope": "read",
-//	 "roles": ["staff"], "networks": ["10.0.0.0/8"], "iat": 1767225600, "exp": 0, "gone": false}
+//	 "roles": ["staff"], "networks": ["10.0.0.0/8"], "iat": 1767225600, "exp": 0,
+//	 "known_seq": 411, "gone": false}
 //
 // A cutoff of the subject or client behind the entry refuses it, unless that is for sessions only; so does a
 // revocation of its id as a jti.
@@ -38,6 +39,11 @@ type Credential struct {
 	IssuedAt int64          `json:"iat"`                // NumericDate
 	// ExpiresAt is a NumericDate, 0: it does not expire.
 	ExpiresAt int64 `json:"exp,omitempty"`
+	// KnownSeq is the sequence that the issuer had applied when the credential was made, as a token's
+	// session_seq: a cutoff at a greater one refuses it, wherever the entry stands. An entry that changes
+	// something else keeps it, so that no change brings back what was cut off; one that is to stand again
+	// has a new one. 0: the entry's own sequence.
+	KnownSeq uint64 `json:"known_seq,omitempty"`
 	// Gone: there is no such credential from here on.
 	Gone bool `json:"gone,omitempty"`
 }

@@ -25,6 +25,8 @@ const (
 	KindTick   Kind = "tick"   // the issuer's pulse: the head, and the hash chained up to it
 	// KindCredential is an API key or an opaque token, by its hash.
 	KindCredential Kind = "credential"
+	// KindSealing is the issuers' public HPKE key, to which agents seal what issuers alone may read.
+	KindSealing Kind = "sealing"
 )
 
 // MaxBody is the greatest length of an entry's body in bytes. It leaves room for the headers
@@ -85,7 +87,7 @@ type Entry struct {
 // Cursor is where a reader stands that has applied en.
 func (en Entry) Cursor() Cursor { return Cursor{Position: en.Position, Chain: en.Chain} }
 
-// Fact is what an entry says: a *KeyFact, a *Revocation, a *Credential or a *Tick.
+// Fact is what an entry says: a *KeyFact, a *Revocation, a *Credential, a *SealingFact or a *Tick.
 type Fact interface {
 	Kind() Kind
 	check() error
@@ -236,6 +238,9 @@ func (t *Tick) check() error {
 	return nil
 }
 
+// Check tells what a fact lacks; the error names it.
+func Check(f Fact) error { return f.check() }
+
 // Encode gives a fact's body as it stands in the log. The error names what the fact lacks.
 func Encode(f Fact) ([]byte, error) {
 	if err := f.check(); err != nil {
@@ -263,6 +268,8 @@ func Decode(kind Kind, body []byte) (Fact, error) {
 		f = new(Tick)
 	case KindCredential:
 		f = new(Credential)
+	case KindSealing:
+		f = new(SealingFact)
 	default:
 		return nil, fmt.Errorf("%w: %q", ErrUnknown, kind)
 	}

@@ -36,13 +36,15 @@ func signatureHeader(signature []byte) nats.Header {
 	return nats.Header{headerSignature: {base64.RawURLEncoding.EncodeToString(signature)}}
 }
 
-func spoken(m *nats.Msg, part string) (Spoken, error) {
+func spoken(m *nats.Msg, part string) (Spoken, error) { return spokenUpTo(m, part, maxSpoken) }
+
+func spokenUpTo(m *nats.Msg, part string, longest int) (Spoken, error) {
 	agent, err := decodePart(part)
 	if err != nil {
 		return Spoken{}, err
 	}
 	sig, err := base64.RawURLEncoding.DecodeString(m.Header.Get(headerSignature))
-	if err != nil || len(m.Data) > maxSpoken {
+	if err != nil || len(m.Data) > longest {
 		return Spoken{}, fmt.Errorf("%w: a message of %d bytes", ErrForged, len(m.Data))
 	}
 	s := Spoken{Agent: agent, Body: m.Data, Signature: sig}

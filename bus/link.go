@@ -2,27 +2,41 @@ package bus
 
 import (
 	"context"
+	"crypto/ed25519"
 	"time"
 )
 
 // statusEvery is how often an agent tells its status.
 const statusEvery = 10 * time.Second
 
-// Link tells an agent's status to the issuers.
+// Link tells an agent's status to the issuers, and which credentials were used.
 type Link struct {
 	Conn   *Conn
 	Agent  string                 // its name
 	Status func() ([]byte, error) // JSON with the members "agent", "run", "version", "epoch" and "applied_seq"
+	// Used gives when credentials (by Credential.ID) were last used, as NumericDates, of those used since it
+	// was last called, once a minute. nil: it is not told.
+	Used func() map[string]int64
+	Key  ed25519.PrivateKey // the agent's own; needed with Used
+
+	unsaid map[string]int64 // used, and confirmed by no issuer yet
 }
 
-// Run tells the status, at once and every few seconds, until ctx ends. An agent serves without being heard.
+// Run tells both, at once and then regularly, until ctx ends; what was used, once more then. An agent
+// serves without being heard.
 func (l *Link) Run(ctx context.Context) {
+	var told time.Time
 	for {
 		wait := statusEvery
 		if !l.tell() {
 			wait = time.Second
 		}
+		if time.Since(told) >= usedEvery {
+			told = time.Now()
+			l.tellUsed(ctx)
+		}
 		if !sleep(ctx, wait) {
+			l.tellUsed(context.WithoutCancel(ctx))
 			return
 		}
 	}

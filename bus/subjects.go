@@ -22,6 +22,8 @@ const (
 //	<prefix>.lease.<agent>          an agent asks for a lease; an issuer answers
 //	<prefix>.grants                 which leases a tick answers, stream <prefix>_grants, for issuers
 //	<prefix>.status.<agent>         an agent tells how it is
+//	<prefix>.used.<agent>           an agent tells which credentials were used, and when; an issuer confirms
+//	<prefix>.basic.<agent>          an agent asks whether a password is right; an issuer answers
 //	<prefix>.ask                    an issuer asks every agent what it says of one token
 //	<prefix>.answer.<agent>         an agent's answer to that
 //	KV_<prefix>_<bucket>            a state bucket
@@ -42,6 +44,8 @@ func (s subjects) join(id string) string      { return string(s) + ".join." + id
 func (s subjects) removed() string            { return string(s) + ".removed" }
 func (s subjects) ack(agent string) string    { return string(s) + ".ack." + agent }
 func (s subjects) status(agent string) string { return string(s) + ".status." + agent }
+func (s subjects) used(agent string) string   { return string(s) + ".used." + agent }
+func (s subjects) basic(agent string) string  { return string(s) + ".basic." + agent }
 func (s subjects) ask() string                { return string(s) + ".ask" }
 func (s subjects) answer(agent string) string { return string(s) + ".answer." + agent }
 func (s subjects) lease(agent string) string  { return string(s) + ".lease." + agent }

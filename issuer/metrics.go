@@ -13,6 +13,7 @@ import (
 // metrics are the issuer's. No label ever holds what a client chose.
 type metrics struct {
 	logins, refreshes   *prometheus.CounterVec
+	basic               *prometheus.CounterVec
 	reuses, revocations prometheus.Counter
 	hashing             prometheus.Histogram
 	requests            *prometheus.CounterVec
@@ -22,6 +23,7 @@ func newMetrics(reg *prometheus.Registry, replica Replica) *metrics {
 	m := &metrics{
 		logins:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_logins_total", Help: "Logins, by outcome."}, []string{"outcome"}),
 		refreshes:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_refreshes_total", Help: "Refreshes, by outcome."}, []string{"outcome"}),
+		basic:       prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_basic_checks_total", Help: "Passwords that agents asked about, by outcome."}, []string{"outcome"}),
 		reuses:      prometheus.NewCounter(prometheus.CounterOpts{Name: "sidekey_refresh_reuses_total", Help: "Sessions ended because a refresh token was used twice."}),
 		revocations: prometheus.NewCounter(prometheus.CounterOpts{Name: "sidekey_revocations_total", Help: "Revocations that this issuer appended to the log."}),
 		hashing: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "sidekey_password_hash_seconds", Help: "Time of one argon2id.",
@@ -31,8 +33,9 @@ func newMetrics(reg *prometheus.Registry, replica Replica) *metrics {
 	for _, o := range []string{"ok", "denied", "limited", "busy", "unavailable"} {
 		m.logins.WithLabelValues(o)
 		m.refreshes.WithLabelValues(o)
+		m.basic.WithLabelValues(o)
 	}
-	reg.MustRegister(m.logins, m.refreshes, m.reuses, m.revocations, m.hashing, m.requests,
+	reg.MustRegister(m.logins, m.refreshes, m.basic, m.reuses, m.revocations, m.hashing, m.requests,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_applied_seq", Help: "The log sequence that this issuer has applied."},
 			func() float64 { return float64(replica.Snapshot().Position.Seq) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_live_revocations", Help: "Revocations that matter still."},

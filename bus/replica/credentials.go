@@ -15,7 +15,7 @@ import (
 // Credential is a credential as it stands in the log now. It is immutable and shared.
 type Credential struct {
 	*bus.Credential
-	Seq uint64 // of its newest entry
+	Seq uint64 // since when it stands: its KnownSeq, or the sequence of its entry
 
 	id, sub, client id
 }

@@ -38,6 +38,8 @@ type imageHeader struct {
 	Buckets []imageBucket `json:"buckets"`
 
 	Credentials []imageCredential `json:"credentials,omitempty"`
+	Sealing     *bus.SealingFact  `json:"sealing,omitempty"`
+	SealingSeq  uint64            `json:"sealing_seq,omitempty"`
 }
 
 type imageCredential struct {
@@ -91,6 +93,7 @@ func (r *Replica) imageLocked(at bus.Cursor) ([]byte, error) {
 		h.Keys = append(h.Keys, imageKey{Fact: f, Seq: rec.Seq})
 	}
 	h.Credentials = r.credentials.all()
+	h.Sealing, h.SealingSeq = snap.Sealing, snap.SealingSeq
 	for k, cut := range r.cutoffs.all() {
 		h.Cutoffs = append(h.Cutoffs, imageCutoff{ID: bytes.Clone(k[:]), Cut: cut})
 	}
@@ -141,7 +144,7 @@ func (r *Replica) Load(img []byte) error {
 	if !old.Position.Before(at) {
 		return nil
 	}
-	next := &Snapshot{Position: at, Ring: keyring.NewRing(h.Issuer, h.Aud), Ready: old.Ready && at.Epoch == old.Position.Epoch, TickTime: old.TickTime, chain: h.Chain}
+	next := &Snapshot{Position: at, Ring: keyring.NewRing(h.Issuer, h.Aud), Ready: old.Ready && at.Epoch == old.Position.Epoch, TickTime: old.TickTime, Sealing: h.Sealing, SealingSeq: h.SealingSeq, chain: h.Chain}
 	if t := time.UnixMilli(h.Tick); h.Tick != 0 && t.After(next.TickTime) {
 		next.TickTime = t
 	}
@@ -215,6 +218,11 @@ func readImage(img []byte) (*imageHeader, []byte, error) {
 	for n := range h.Credentials {
 		if err := h.Credentials[n].check(); err != nil {
 			return nil, nil, err
+		}
+	}
+	if h.Sealing != nil {
+		if err := bus.Check(h.Sealing); err != nil {
+			return nil, nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
 	}
 	if want != len(packed) {

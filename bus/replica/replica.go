@@ -41,10 +41,20 @@ type Snapshot struct {
 	Position bus.Position
 	Ring     *keyring.Ring
 	TickTime time.Time // of the newest applied tick, signed; zero before the first
+	// Sealing is the issuers' newest sealing key; nil: there is none, or it has expired by the log's time.
+	Sealing    *bus.SealingFact
+	SealingSeq uint64 // of the newest entry of that kind, 0: there was none
 	// Ready is false until the first full sync: before it, nobody may be vouched for.
 	Ready bool
 
 	chain bus.Chain // at Position
+}
+
+// dropSealing lets go of a sealing key that has expired.
+func (s *Snapshot) dropSealing(now int64) {
+	if s.Sealing != nil && s.Sealing.ExpiresAt != 0 && s.Sealing.ExpiresAt <= now {
+		s.Sealing = nil
+	}
 }
 
 func (s *Snapshot) cursor() bus.Cursor { return bus.Cursor{Position: s.Position, Chain: s.chain} }
@@ -267,6 +277,8 @@ func (r *Replica) fold(next *Snapshot, en *bus.Entry) error {
 		return r.foldKey(next, f, en.Seq)
 	case *bus.Credential:
 		r.credentials.set(f, en.Seq)
+	case *bus.SealingFact:
+		next.Sealing, next.SealingSeq = f, en.Seq
 	case *bus.Tick:
 		if at := f.At(); at.After(next.TickTime) {
 			next.TickTime = at
@@ -297,6 +309,7 @@ func (r *Replica) expire(next *Snapshot) {
 	r.revoked.drop(now)
 	r.cutoffs.drop(now, r.revoked.forgetUntil)
 	r.credentials.expire(now)
+	next.dropSealing(now)
 	for kid, k := range r.keys {
 		if k.ExpiresAt != 0 && k.ExpiresAt <= now {
 			delete(r.keys, kid)
