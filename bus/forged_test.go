@@ -211,10 +211,11 @@ func chain(epoch, first uint64, subject string, before bus.Chain, bodies ...[]by
 func TestChain(t *testing.T) {
 	b := bustest.Start(t)
 	l, nc := b.Log(t), owner(t, b)
-	bodies := [][]byte{body(t, revocation("a")), body(t, revocation("b"))}
+	var bodies [][]byte
 	var epoch uint64
 	for _, id := range []string{"a", "b"} {
-		epoch = mustAppend(t, l, revocation(id)).Epoch
+		fact := revocation(id) // once: its end is a time from now
+		bodies, epoch = append(bodies, body(t, fact)), mustAppend(t, l, fact).Epoch
 	}
 	r := b.Reader(t)
 	f := follow(t, r, bus.Cursor{})
