@@ -114,6 +114,7 @@ type Parts struct {
 	Logger    hclog.Logger         // named by the caller; nil: nothing is logged
 	Now       func() time.Time     // the wall clock; nil: time.Now
 	Connected func() bool          // whether the bus is connected now, for the status; nil: false
+	ClockOff  func() time.Duration // how far the wall clock is ahead of the issuers' ticks, for status and metrics; nil: 0
 	Run       string               // this process's random id, for the status
 	Registry  *prometheus.Registry // where the metrics go; nil: one of its own
 }
@@ -129,6 +130,7 @@ type Agent struct {
 	log       hclog.Logger
 	now       func() time.Time
 	connected func() bool
+	clockOff  func() time.Duration
 	run       string
 
 	cache   *cache
@@ -160,6 +162,7 @@ func New(cfg Config, parts Parts) (*Agent, error) {
 		log:       parts.Logger,
 		now:       parts.Now,
 		connected: parts.Connected,
+		clockOff:  parts.ClockOff,
 		run:       parts.Run,
 	}
 	if a.log == nil {
@@ -173,6 +176,9 @@ func New(cfg Config, parts Parts) (*Agent, error) {
 	}
 	if a.now == nil {
 		a.now = time.Now
+	}
+	if a.clockOff == nil {
+		a.clockOff = func() time.Duration { return 0 }
 	}
 	if a.connected == nil {
 		a.connected = func() bool { return false }

@@ -191,7 +191,7 @@ func TestStatus(t *testing.T) {
 		w.agent.Verify(token, agent.Query{})
 	}
 	want := fmt.Sprintf(`{"agent":"web-1","run":"run-1","version":"v0.test","connected":true,"epoch":1,"applied_seq":2,"head_seq":2,"stale":false,`+
-		`"lease_ms":60000,"serving":false,"audiences":[],"keys":[{"kid":%q,"alg":"RS256","state":"active"}],"revocations":1,"cache":{"entries":1,"hits":2,"misses":1}}`, w.key.ID())
+		`"lease_ms":60000,"serving":false,"clock_off_ms":0,"audiences":[],"keys":[{"kid":%q,"alg":"RS256","state":"active"}],"revocations":1,"cache":{"entries":1,"hits":2,"misses":1}}`, w.key.ID())
 	if got := w.listen("unix").do("GET", "/v1/status", ""); got.body != want || got.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("got %s, want %s", got.body, want)
 	}

@@ -82,6 +82,7 @@ func (m *metrics) states(a *Agent) []prometheus.Collector {
 		gauge("lease_seconds", "How long the lease in force lasts.", func() float64 { return float64(a.Status().Lease) / 1000 }),
 		gauge("serving_stale", "1 while the agent goes on without a lease.", func() float64 { return truth(a.Status().Serving) }),
 		gauge("connected", "1 while the bus is connected.", func() float64 { return truth(a.connected()) }),
+		gauge("clock_off_seconds", "How far the wall clock is ahead of the issuers' ticks; negative: behind.", func() float64 { return a.clockOff().Seconds() }),
 		gauge("epoch", "The log's epoch.", func() float64 { return float64(a.replica.Snapshot().Position.Epoch) }),
 		gauge("applied_seq", "The sequence applied.", func() float64 { return float64(a.replica.Snapshot().Position.Seq) }),
 		gauge("head_seq", "The newest sequence known.", func() float64 { return float64(a.replica.Head()) }),

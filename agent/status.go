@@ -26,6 +26,7 @@ type Status struct {
 	Stale       bool        `json:"stale"`           // it has no lease: it vouches for nobody, unless it serves all the same
 	Lease       int64       `json:"lease_ms"`        // how long it may go on without the issuers
 	Serving     bool        `json:"serving"`         // it has no lease and goes on, as agent.on_stale = "serve" has it
+	ClockOff    int64       `json:"clock_off_ms"`    // how far the wall clock is ahead of the issuers' ticks; negative: behind
 	Audiences   []string    `json:"audiences"`       // that it serves; none: the ring's default
 	Fault       string      `json:"fault,omitempty"` // why it does not go on with the log
 	Keys        []KeyStatus `json:"keys"`
@@ -55,6 +56,7 @@ func (a *Agent) Status() Status {
 		Run:         a.run,
 		Version:     a.cfg.Version,
 		Connected:   a.connected(),
+		ClockOff:    a.clockOff().Milliseconds(),
 		Epoch:       snap.Position.Epoch,
 		AppliedSeq:  snap.Position.Seq,
 		HeadSeq:     max(a.replica.Head(), snap.Position.Seq),

@@ -109,9 +109,11 @@ type Parts struct {
 	// Lease gives this issuer's own lease (lease.Own.Current): without one it neither signs nor
 	// verifies (PROTOCOL 12, 17). nil: it does both for ever, for tests that have no bus.
 	Lease func() *lease.Lease
-	// Sound tells whether the buckets may be believed (bus.Guard.Err): with an error this issuer neither
-	// signs nor verifies. nil: they may.
+	// Sound tells whether the buckets (bus.Guard.Err) and this machine's clock (lease.Clocks.CheckIssuer) may be
+	// believed: with an error this issuer neither signs nor verifies. nil: they may.
 	Sound func() error
+	// ClockOff is how far this machine's clock is ahead of the other issuers' ticks, for the metrics; nil: 0.
+	ClockOff func() time.Duration
 	// Clock says when that has ended; nil: lease.SystemClock.
 	Clock    lease.Clock
 	Logger   hclog.Logger
@@ -205,6 +207,9 @@ func New(cfg Config, parts Parts) (*Issuer, error) {
 	if parts.Feed == nil {
 		parts.Feed = NewFeed()
 	}
+	if parts.ClockOff == nil {
+		parts.ClockOff = func() time.Duration { return 0 }
+	}
 	if parts.Registry == nil {
 		parts.Registry = prometheus.NewRegistry()
 	}
@@ -212,7 +217,7 @@ func New(cfg Config, parts Parts) (*Issuer, error) {
 	if cfg.Name != "" {
 		i.audit = i.audit.With("issuer", cfg.Name)
 	}
-	i.metrics = newMetrics(parts.Registry, parts.Replica)
+	i.metrics = newMetrics(parts.Registry, parts.Replica, parts.ClockOff)
 	i.hash = newHasher(cfg.Hash, i.metrics.hashing)
 	i.limits = newLoginLimits(cfg.LoginLimit)
 	return i, nil

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -19,7 +20,7 @@ type metrics struct {
 	requests            *prometheus.CounterVec
 }
 
-func newMetrics(reg *prometheus.Registry, replica Replica) *metrics {
+func newMetrics(reg *prometheus.Registry, replica Replica, clockOff func() time.Duration) *metrics {
 	m := &metrics{
 		logins:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_logins_total", Help: "Logins, by outcome."}, []string{"outcome"}),
 		refreshes:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_refreshes_total", Help: "Refreshes, by outcome."}, []string{"outcome"}),
@@ -38,6 +39,8 @@ func newMetrics(reg *prometheus.Registry, replica Replica) *metrics {
 	reg.MustRegister(m.logins, m.refreshes, m.basic, m.reuses, m.revocations, m.hashing, m.requests,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_applied_seq", Help: "The log sequence that this issuer has applied."},
 			func() float64 { return float64(replica.Snapshot().Position.Seq) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_clock_off_seconds", Help: "How far this machine's clock is ahead of the other issuers' ticks; negative: behind."},
+			func() float64 { return clockOff().Seconds() }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_live_revocations", Help: "Revocations that matter still."},
 			func() float64 { return float64(replica.Revocations()) }))
 	return m

@@ -61,7 +61,10 @@ type GranterConfig struct {
 	Note func(ctx context.Context, agent string, length time.Duration) error
 	// Applied is what this issuer's own verify path has applied.
 	Applied func() uint64
-	Logger  hclog.Logger
+	// Sound tells whether this issuer's clock may be believed (Clocks.CheckIssuer): with an error it does not
+	// tick. nil: it may.
+	Sound  func() error
+	Logger hclog.Logger
 }
 
 // Granter is the issuer's pulse: it ticks at least once a second, and each tick answers the lease
@@ -203,6 +206,11 @@ func (g *Granter) Run(ctx context.Context) {
 // tick writes down who is to be answered, appends the tick, and answers when both are certain. A
 // tick whose fate is unknown answers nobody.
 func (g *Granter) tick(ctx context.Context) error {
+	if g.cfg.Sound != nil {
+		if err := g.cfg.Sound(); err != nil {
+			return fmt.Errorf("this issuer does not tick, and so makes and checks no token: %w", err)
+		}
+	}
 	calls, list, err := g.take()
 	if err != nil {
 		return err

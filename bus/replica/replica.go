@@ -29,7 +29,9 @@ type Config struct {
 	Needs func(*bus.KeyFact) bool
 	// Journal is told of entries before they count as applied; see Store.
 	Journal func([]bus.Entry) error
-	Logger  hclog.Logger
+	// Pulse is told of a tick that was the newest entry when it arrived. It may not wait, nor ask the Replica. nil: nobody is.
+	Pulse  func(*bus.Tick)
+	Logger hclog.Logger
 }
 
 // ErrNotHeld says that an HS256 secret is not sealed to this process.
@@ -235,8 +237,17 @@ func (r *Replica) apply(entries []bus.Entry, head uint64, synced bool) error {
 		r.head.Store(head)
 	}
 	next.Ready = next.Ready || synced && err == nil
+	if synced && err == nil && n > 0 {
+		r.pulse(fresh[n-1].Fact)
+	}
 	r.publish(&next)
 	return err
+}
+
+func (r *Replica) pulse(newest bus.Fact) {
+	if t, ok := newest.(*bus.Tick); ok && r.cfg.Pulse != nil {
+		r.cfg.Pulse(t)
+	}
 }
 
 var errHole = errors.New("it does not follow what is applied")

@@ -58,6 +58,7 @@ type agentProcess struct {
 	reader    *bus.Reader
 	store     *replica.Store
 	replica   *replica.Replica
+	clocks    *lease.Clocks
 	holder    *lease.Holder
 	renewer   *lease.Renewer
 	agent     *agent.Agent
@@ -92,7 +93,7 @@ func openAgent(cfg Config, log hclog.Logger, identify func(*agentProcess) (*bus.
 	p.agent, err = agent.New(agent.Config{
 		Name: cfg.Agent.Name, Version: version(), Realm: cfg.Agent.Realm,
 		Audiences: cfg.Agent.Audiences, Leeway: cfg.Agent.Leeway, CacheSize: cfg.Agent.CacheSize,
-	}, agent.Parts{Replica: p.replica, Leases: p.holder, Hurry: p.renewer.Hurry, Logger: log.Named("agent"), Connected: p.conn.Connected, Run: p.holder.Run()})
+	}, agent.Parts{Replica: p.replica, Leases: p.holder, Hurry: p.renewer.Hurry, Logger: log.Named("agent"), Connected: p.conn.Connected, ClockOff: p.clocks.Off, Run: p.holder.Run()})
 	return p, err
 }
 
@@ -184,9 +185,10 @@ func (p *agentProcess) openBus(embedded *bus.Server) error {
 		return err
 	}
 	p.closers = append(p.closers, func() { p.store.Close() })
+	p.clocks = lease.NewClocks("", nil)
 	p.replica = replica.New(replica.Config{
 		Open: replica.OpenSealed(p.cfg.Agent.Name, p.identity.Sealing), Needs: replica.Serving(p.cfg.Agent.Name, p.cfg.Agent.Audiences),
-		Journal: p.store.Journal, Logger: p.log.Named("replica"),
+		Journal: p.store.Journal, Pulse: p.clocks.Hear, Logger: p.log.Named("replica"),
 	})
 	restored, err := p.store.Restore(p.replica)
 	switch {

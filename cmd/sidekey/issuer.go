@@ -83,6 +83,7 @@ type issuerProcess struct {
 	enrolment  *bus.Enrolment
 	ledger     *lease.Ledger
 	books      *lease.Bookkeeper
+	clocks     *lease.Clocks
 	granter    *lease.Granter
 	own        *lease.Own
 	issuer     *issuer.Issuer
@@ -250,13 +251,13 @@ func (p *issuerProcess) openParts(context.Context) (err error) {
 			p.books.Note(entries)
 			return errors.Join(feed.Note(entries), p.store.Journal(entries))
 		},
-		Logger: p.log.Named("replica"),
+		Pulse: p.clocks.Hear, Logger: p.log.Named("replica"),
 	})
 	p.issuer, err = issuer.New(p.issuerConfig(), issuer.Parts{
 		Log: p.entries, Replica: p.replica, Fleet: issuerFleet{p.fleet, p.ledger, p.enrolment, p.runID}, Enrolment: p.enrolment, Feed: feed,
 		Users: p.buckets[bus.BucketUsers], Subjects: p.buckets[bus.BucketSubjects], Sessions: p.buckets[bus.BucketSessions],
 		Clients: p.buckets[bus.BucketClients], Keys: p.buckets[bus.BucketKeys],
-		Sound: p.guard.Err, Lease: p.own.Current, Asker: p.asker(),
+		Sound: p.sound, ClockOff: p.clocks.Off, Lease: p.own.Current, Asker: p.asker(),
 		Logger: p.log,
 	})
 	if err == nil {
@@ -264,6 +265,9 @@ func (p *issuerProcess) openParts(context.Context) (err error) {
 	}
 	return err
 }
+
+// sound tells whether what this issuer reads may be believed: the buckets, and its own clock.
+func (p *issuerProcess) sound() error { return errors.Join(p.guard.Err(), p.clocks.CheckIssuer()) }
 
 func (p *issuerProcess) issuerConfig() issuer.Config {
 	c, k := p.cfg.Issuer, p.cfg.Keys

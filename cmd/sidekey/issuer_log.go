@@ -73,12 +73,14 @@ func (p *issuerProcess) openLeases() {
 		},
 	}
 	p.own = lease.NewOwn(p.entries, func() bus.Position { return p.replica.Snapshot().Position }, freshFor, nil)
+	p.clocks = lease.NewClocks(p.runID, nil)
 	p.granter = lease.NewGranter(lease.GranterConfig{
 		Issuer: p.cfg.Agent.Name, Run: p.runID, Authority: p.authority, Log: p.own, Logger: log,
 		Key: func(ctx context.Context, agent string) (ed25519.PublicKey, error) {
 			return p.fleet.SigningKey(ctx, agent)
 		},
 		Known:   p.books.Key,
+		Sound:   p.clocks.CheckIssuer,
 		Note:    p.fleet.NoteLease,
 		Applied: func() uint64 { return p.replica.Snapshot().Position.Seq },
 	})

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"net/http"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sidekey/sidekey/bus/lease"
 )
 
 func (a *app) statusCommand() *cobra.Command {
@@ -127,6 +130,7 @@ func (s *status) agentRows(w *tabwriter.Writer) {
 		Stale       bool   `json:"stale"`
 		Keys        []any  `json:"keys"`
 		Revocations int    `json:"revocations"`
+		ClockOff    int64  `json:"clock_off_ms"`
 		Cache       struct {
 			Entries int    `json:"entries"`
 			Hits    uint64 `json:"hits"`
@@ -141,6 +145,9 @@ func (s *status) agentRows(w *tabwriter.Writer) {
 	row(w, "  bus", map[bool]string{true: "connected", false: "not connected"}[g.Connected])
 	row(w, "  state", map[bool]string{true: "stale", false: "fresh"}[g.Stale])
 	row(w, "  applied", fmt.Sprintf("entry %d of %d, epoch %d", g.AppliedSeq, g.HeadSeq, g.Epoch))
+	if off := time.Duration(g.ClockOff) * time.Millisecond; off.Abs() > lease.MaxClockOff {
+		row(w, "  clock", fmt.Sprintf("off by %s against the issuers' ticks: set it right, or theirs", off.Round(time.Second)))
+	}
 	row(w, "  keys", len(g.Keys))
 	row(w, "  revocations", g.Revocations)
 	row(w, "  cache", fmt.Sprintf("%d entries, %d hits, %d misses", g.Cache.Entries, g.Cache.Hits, g.Cache.Misses))
