@@ -317,3 +317,21 @@ func TestLaterEpoch(t *testing.T) {
 	b.clock.pass(time.Hour)
 	b.want(t, "an hour on", at, "[web-2] | [web-1] | [] | []")
 }
+
+// TestAccompanied: another issuer counts while its own lease may last, an agent and this issuer itself never do.
+func TestAccompanied(t *testing.T) {
+	b := newBook()
+	want := func(when string, want bool) {
+		t.Helper()
+		if got := b.Accompanied("own"); got != want {
+			t.Errorf("%s: Accompanied: got %v, want %v", when, got, want)
+		}
+	}
+	want("at first", false)
+	b.readsTick(bus.Tick{Issuer: "issuer-1", Run: "own"}, asks("web-1", "a", time.Hour))
+	want("after a tick of its own and an agent's lease", false)
+	b.readsTick(bus.Tick{Issuer: "issuer-2", Run: "other"})
+	want("after another's tick", true)
+	b.clock.pass(6 * time.Second)
+	want("once the other's lease has ended", false)
+}

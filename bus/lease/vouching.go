@@ -42,3 +42,16 @@ func (l *Ledger) Vouching() []Vouching {
 	slices.SortFunc(all, func(a, b Vouching) int { return cmp.Or(cmp.Compare(a.Agent, b.Agent), cmp.Compare(a.Run, b.Run)) })
 	return all
 }
+
+// Accompanied tells whether another issuer than the run self may be signing and verifying now.
+func (l *Ledger) Accompanied(self string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.clock()
+	for _, r := range l.runs {
+		if r.issuer && r.id != self && slices.ContainsFunc(r.grants, func(g granted) bool { return !g.over(now) }) {
+			return true
+		}
+	}
+	return false
+}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
@@ -84,6 +85,7 @@ type issuerProcess struct {
 	ledger     *lease.Ledger
 	books      *lease.Bookkeeper
 	clocks     *lease.Clocks
+	due        atomic.Uint64 // the newest entry that others may want acknowledged
 	granter    *lease.Granter
 	own        *lease.Own
 	issuer     *issuer.Issuer
@@ -249,6 +251,7 @@ func (p *issuerProcess) openParts(context.Context) (err error) {
 	p.replica = replica.New(replica.Config{
 		Open: issuer.OpenSecret(p.buckets[bus.BucketKeys]), Journal: func(entries []bus.Entry) error {
 			p.books.Note(entries)
+			p.noteDue(entries)
 			return errors.Join(feed.Note(entries), p.store.Journal(entries))
 		},
 		Pulse: p.clocks.Hear, Logger: p.log.Named("replica"),
@@ -299,6 +302,7 @@ func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 	g.Go(func() error { return p.guard.Run(ctx) })
 	g.Go(func() error { p.granter.Run(ctx); return nil })
 	g.Go(func() error { p.books.Run(ctx); return nil })
+	g.Go(func() error { p.acknowledge(ctx); return nil })
 	g.Go(func() error { return p.issuer.Run(ctx) })
 	g.Go(func() error {
 		replica.KeepCheckpoints(ctx, p.replica, p.entries, p.ledger.Image, checkpointEvery, checkpointEntries, p.log.Named("checkpoint"))

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"path/filepath"
+	"slices"
 
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/lease"
@@ -84,6 +85,35 @@ func (p *issuerProcess) openLeases() {
 		Note:    p.fleet.NoteLease,
 		Applied: func() uint64 { return p.replica.Snapshot().Position.Seq },
 	})
+}
+
+// acknowledge has this issuer tick as soon as it has applied what another may be waiting for: it vouches too, and a
+// receipt needs its word. Ticks stay as far apart as they are for agents that ask.
+func (p *issuerProcess) acknowledge(ctx context.Context) {
+	for told := uint64(0); ; {
+		changed := p.replica.Changed()
+		if due := p.due.Load(); due > told && p.replica.Snapshot().Position.Seq >= due {
+			told = due
+			if p.ledger.Accompanied(p.runID) {
+				p.granter.Hurry()
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// noteDue remembers the newest entry that a receipt may be about.
+func (p *issuerProcess) noteDue(entries []bus.Entry) {
+	for _, en := range slices.Backward(entries) {
+		if _, tick := en.Fact.(*bus.Tick); !tick {
+			p.due.Store(en.Seq)
+			return
+		}
+	}
 }
 
 // asker asks the agents what they say of a token, and knows whose answer is due.
