@@ -39,6 +39,16 @@ type Config struct {
 	// CacheSize is the greatest number of proven tokens that are remembered; 0 means 10,000,
 	// about 3 KiB each.
 	CacheSize int
+	// Authenticators are the schemes of the forward-auth faces, in their order; none: bearer, session, token and api_key.
+	Authenticators []string
+	// Challenges is ChallengeAll or ChallengeFirst; "" means ChallengeAll.
+	Challenges string
+	// Headers are more claims that the forward-auth faces show, each in the header of that name.
+	Headers map[string]string
+	// Webhook is asked by the scheme of that name.
+	Webhook WebhookConfig
+	// Schemes are the tables of registered schemes, by name; see RegisterScheme.
+	Schemes map[string]map[string]any
 	// MaxConnections bounds the connections of each Server; one more gets 503 at once. 0: 1024.
 	MaxConnections int
 }
@@ -72,7 +82,7 @@ func (c *Config) check() error {
 	case c.MaxConnections < 0:
 		return fmt.Errorf("checking the agent's config: connection limit %d is negative", c.MaxConnections)
 	}
-	return nil
+	return c.checkChain()
 }
 
 // Replica is what the agent knows of the log: *replica.Replica, which somebody else keeps
@@ -132,6 +142,11 @@ type Agent struct {
 	connected func() bool
 	clockOff  func() time.Duration
 	run       string
+
+	chain  *chain
+	claims []string // of agent.headers
+	fields [][]byte // and where they go
+	used   used
 
 	cache   *cache
 	metrics *metrics
@@ -193,6 +208,12 @@ func New(cfg Config, parts Parts) (*Agent, error) {
 	}
 	if a.metrics, err = newMetrics(a, registry); err != nil {
 		return nil, fmt.Errorf("building the agent: registering metrics: %w", err)
+	}
+	if a.claims, a.fields, err = newHeaders(cfg.Headers); err != nil {
+		return nil, fmt.Errorf("building the agent: %w", err)
+	}
+	if a.chain, err = newChain(a, &parts); err != nil {
+		return nil, fmt.Errorf("building the agent: %w", err)
 	}
 	a.faces = newFaces(a)
 	return a, nil

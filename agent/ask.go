@@ -33,7 +33,7 @@ func (a *Agent) judgeQuestion(at *view, q *bus.Question) Verdict {
 	t := question(q)
 	var err error
 	if len(q.Token) > 0 {
-		err = at.snap.Ring.Check(t, a.expect(at, &[1]string{}))
+		err = at.snap.Ring.Check(t, a.expect(at, keyring.AccessToken, &[1]string{}))
 	}
 	ids := replica.Fingerprint(&t.Claims)
 	if err == nil && a.replica.Revoked(&ids) {

@@ -122,3 +122,6 @@ func clip(name []byte) []byte {
 // borrow lends b as a string, without a copy. The string dies with the request whose buffer b is:
 // whoever keeps it must clone it first.
 func borrow(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// unsafeBytes lends s as bytes, without a copy, to whoever only reads them and keeps none.
+func unsafeBytes(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }

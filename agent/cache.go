@@ -53,7 +53,7 @@ func (c *cache) add(token string, p *proof) { c.proofs.Add(token, p) }
 func (c *cache) purge() { c.proofs.Purge() }
 
 // proof is what was proven of one token, and the parts of the answers that do not change. It is
-// immutable.
+// immutable, but for what is made of it later, once.
 type proof struct {
 	token *keyring.Token
 	key   *keyring.Key // what proved it
@@ -66,6 +66,8 @@ type proof struct {
 	// introspection is the answer of RFC 7662 where it is not just the claims behind
 	// {"active":true, : nil unless a claim may be named active.
 	introspection []byte
+
+	shown atomic.Pointer[kept] // whom it speaks for, once a face has shown it
 }
 
 // newProof prepares the answers for a token that key has proven. The members of the answer are

@@ -120,13 +120,7 @@ func (a *Agent) judge(at *view, token string, q *Query) Verdict {
 	case at.lease == nil, q.AtLeastSeq > v.Seq:
 		return v.unavailable(Stale)
 	}
-	p, err := a.prove(at, token, q.Audience)
-	if err == nil && a.replica.Revoked(&p.ids) {
-		err = keyring.Deny(keyring.Revoked, p.token.KeyID, nil)
-	}
-	if err == nil && a.replica.Forgotten(p.end) {
-		err = keyring.Deny(keyring.Expired, p.token.KeyID, errForgotten)
-	}
+	p, err := a.standing(at, keyring.AccessToken, token, q.Audience)
 	if err != nil {
 		return v.denied(a.denial(err))
 	}
@@ -137,6 +131,19 @@ func (a *Agent) judge(at *view, token string, q *Query) Verdict {
 	}
 	v.Status = http.StatusOK
 	return v
+}
+
+// standing finds the proof of a token of one kind that is good by the view: proven, in time, and not
+// revoked. The error is a *keyring.Denial.
+func (a *Agent) standing(at *view, typ keyring.TokenType, token, audience string) (*proof, error) {
+	p, err := a.prove(at, typ, token, audience)
+	if err == nil && a.replica.Revoked(&p.ids) {
+		err = keyring.Deny(keyring.Revoked, p.token.KeyID, nil)
+	}
+	if err == nil && a.replica.Forgotten(p.end) {
+		err = keyring.Deny(keyring.Expired, p.token.KeyID, errForgotten)
+	}
+	return p, err
 }
 
 // settle is the last step of every check, whatever its outcome. The lease that was taken first must
@@ -192,10 +199,10 @@ func (a *Agent) denial(err error) *keyring.Denial {
 	return d
 }
 
-// expect is what the ring is asked to demand of an access token. one holds the audience that the
+// expect is what the ring is asked to demand of a token of that kind. one holds the audience that the
 // caller asked for; with none asked and none configured, the ring demands its default.
-func (a *Agent) expect(at *view, one *[1]string) keyring.Expect {
-	want := keyring.Expect{Type: keyring.AccessToken, Audiences: a.cfg.Audiences, Leeway: a.cfg.Leeway, Now: at.now}
+func (a *Agent) expect(at *view, typ keyring.TokenType, one *[1]string) keyring.Expect {
+	want := keyring.Expect{Type: typ, Audiences: a.cfg.Audiences, Leeway: a.cfg.Leeway, Now: at.now}
 	if one[0] != "" {
 		want.Audiences = one[:]
 	}
@@ -206,17 +213,17 @@ func (a *Agent) expect(at *view, one *[1]string) keyring.Expect {
 // token that this very key has proven is not proven again: that cannot change. Whether the key
 // is still held, and whether the token is in time and for this audience, can, and is looked at on
 // each hit.
-func (a *Agent) prove(at *view, token, audience string) (*proof, error) {
+func (a *Agent) prove(at *view, typ keyring.TokenType, token, audience string) (*proof, error) {
 	p := a.cache.get(token)
 	if p == nil {
-		return a.proveFirst(at, token, audience)
+		return a.proveFirst(at, typ, token, audience)
 	}
 	ring := at.snap.Ring
 	if rec, ok := ring.Record(p.token.KeyID); ok && rec.Key != nil && rec.Key != p.key {
-		return a.proveFirst(at, token, audience) // the record was written anew: is the key the same?
+		return a.proveFirst(at, typ, token, audience) // the record was written anew: is the key the same?
 	}
 	one := [1]string{audience}
-	if err := ring.Recheck(p.token, a.expect(at, &one)); err != nil {
+	if err := ring.Recheck(p.token, a.expect(at, typ, &one)); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -224,13 +231,13 @@ func (a *Agent) prove(at *view, token, audience string) (*proof, error) {
 
 // proveFirst proves a token that the cache does not know, and remembers it if it is good. The
 // token may point into a request: what outlives the call is made from a copy.
-func (a *Agent) proveFirst(at *view, token, audience string) (*proof, error) {
+func (a *Agent) proveFirst(at *view, typ keyring.TokenType, token, audience string) (*proof, error) {
 	if len(token) > keyring.MaxTokenLength {
 		return nil, keyring.Deny(keyring.Malformed, "", errLength)
 	}
 	token = strings.Clone(token)
 	ring := at.snap.Ring
-	t, err := ring.Verify(token, a.expect(at, &[1]string{strings.Clone(audience)}))
+	t, err := ring.Verify(token, a.expect(at, typ, &[1]string{strings.Clone(audience)}))
 	if err != nil {
 		return nil, err
 	}

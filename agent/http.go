@@ -37,6 +37,7 @@ var (
 // route is a path and what answers it.
 type route struct {
 	get, post fasthttp.RequestHandler // nil: not allowed; get answers HEAD as well
+	any       fasthttp.RequestHandler // for every method, instead of both
 	allow     string                  // RFC 9110 §10.2.1
 	refuse    func(ctx *fasthttp.RequestCtx, status int, detail string)
 	requests  routeCounters
@@ -71,6 +72,10 @@ func newFaces(a *Agent) faces {
 	f.routes[routeSimpleJWT+"/"] = f.routes[routeSimpleJWT]
 	f.routes[routeJWKS] = add(routeJWKS, a.serveJWKS, nil)
 	f.routes[routeMetrics] = add(routeMetrics, a.metrics.handler, nil)
+	for path, p := range profiles {
+		f.routes[path] = add(path, nil, nil)
+		f.routes[path].any = a.forwardAuth(p)
+	}
 	for path, answer := range a.ops() {
 		f.routes[path] = add(path, func(ctx *fasthttp.RequestCtx) { answer().write(ctx) }, nil)
 	}
@@ -91,10 +96,16 @@ func path(target []byte) []byte {
 	return target
 }
 
+// prefixEnvoy is what Envoy puts before the path of the original request.
+var prefixEnvoy = []byte(routeEnvoy + "/")
+
 // serve finds the route of a request and lets it answer.
 func (a *Agent) serve(ctx *fasthttp.RequestCtx) {
 	target := ctx.Request.Header.RequestURI()
 	r := a.faces.routes[string(path(target))]
+	if bytes.HasPrefix(target, prefixEnvoy) {
+		r = a.faces.routes[routeEnvoy]
+	}
 	if r == nil {
 		r = a.faces.elsewhere
 	}
@@ -106,6 +117,8 @@ func (a *Agent) serve(ctx *fasthttp.RequestCtx) {
 		writeProblem(ctx, http.StatusBadRequest, "the request target must be a path")
 	case r == a.faces.elsewhere:
 		writeProblem(ctx, http.StatusNotFound, "there is nothing here; see /v1/verify")
+	case r.any != nil:
+		r.any(ctx)
 	case r.post != nil && string(method) == http.MethodPost:
 		r.post(ctx)
 	case r.get != nil && (string(method) == http.MethodGet || string(method) == http.MethodHead):

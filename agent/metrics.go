@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -22,6 +23,7 @@ type metrics struct {
 
 	verdicts map[keyring.Reason]prometheus.Counter
 	vouched  prometheus.Counter // verdicts[accepted], which is the one on the hot path
+	decided  *prometheus.CounterVec
 	requests *prometheus.CounterVec
 	panics   prometheus.Counter
 	handler  fasthttp.RequestHandler
@@ -40,6 +42,10 @@ func newMetrics(a *Agent, registry *prometheus.Registry) (*metrics, error) {
 		m.verdicts[r] = verdicts.WithLabelValues(string(r))
 	}
 	m.vouched = m.verdicts[accepted]
+	m.decided = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sidekey_agent_authentications_total",
+		Help: `Requests of the forward-auth faces, by the scheme that decided ("none": no scheme took it) and outcome.`,
+	}, []string{"scheme", "outcome"})
 	m.requests = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "sidekey_agent_http_requests_total",
 		Help: "Requests answered, by route and status class.",
@@ -48,7 +54,7 @@ func newMetrics(a *Agent, registry *prometheus.Registry) (*metrics, error) {
 		Name: "sidekey_agent_panics_total",
 		Help: "Requests that failed inside and were answered 500. Any at all is a bug.",
 	})
-	m.collectors = append(m.states(a), verdicts, m.requests, m.panics)
+	m.collectors = append(m.states(a), verdicts, m.decided, m.requests, m.panics)
 	for i, c := range m.collectors {
 		if err := registry.Register(c); err != nil {
 			m.collectors = m.collectors[:i]
@@ -115,6 +121,48 @@ func (m *metrics) unregister() {
 	for _, c := range m.collectors {
 		m.registry.Unregister(c)
 	}
+}
+
+// noScheme is the label of a decision that no scheme has made.
+const noScheme = "none"
+
+// The outcomes of an authentication, in the order of their counters.
+var outcomeNames = [...]string{"ok", "refused", "forbidden", "limited", "unavailable"}
+
+// outcomes are one scheme's decisions by outcome.
+type outcomes [len(outcomeNames)]prometheus.Counter
+
+// schemes resolves the counters of the chain's schemes.
+func (m *metrics) schemes(names []string) map[string]outcomes {
+	all := make(map[string]outcomes)
+	for _, name := range append([]string{noScheme}, names...) {
+		var o outcomes
+		for i, outcome := range outcomeNames {
+			o[i] = m.decided.WithLabelValues(name, outcome)
+		}
+		all[name] = o
+	}
+	return all
+}
+
+// count counts a decision.
+func (c *chain) count(d *Decision) {
+	name, i := d.Scheme, 4
+	if name == "" {
+		name = noScheme
+	}
+	switch d.Status {
+	case http.StatusOK:
+		i = 0
+	case http.StatusUnauthorized:
+		i = 1
+	case http.StatusForbidden:
+		i = 2
+	case http.StatusTooManyRequests:
+		i = 3
+	}
+	o := c.meter[name]
+	o[i].Inc()
 }
 
 // classes are the status classes that are counted apart.

@@ -32,6 +32,7 @@ func (a *Agent) Server() *fasthttp.Server {
 		Handler:      a.serve,
 		ErrorHandler: refuseUnreadable,
 		HeaderReceived: func(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
+			dropBody(h)
 			return fasthttp.RequestConfig{MaxRequestBodySize: bodyLimit(h)}
 		},
 		ExpectHandler: expect,
@@ -71,6 +72,17 @@ func bodyLimit(h *fasthttp.RequestHeader) int {
 		return maxBatchBody
 	}
 	return maxBody
+}
+
+// dropBody keeps fasthttp from waiting for the body of a forward-auth request, which is never read: a proxy may announce
+// the original's and not send it. What comes all the same is no request: the connection is closed after the answer.
+func dropBody(h *fasthttp.RequestHeader) {
+	if h.ContentLength() == 0 || h.ContentLength() == -2 || !bytes.HasPrefix(h.RequestURI(), []byte(routeAuth)) {
+		return
+	}
+	h.SetContentLength(0)
+	h.Del(fasthttp.HeaderExpect)
+	h.SetConnectionClose()
 }
 
 // expect answers "Expect: 100-continue" (RFC 9110 §10.1.1): a body that is too long need not be sent.

@@ -1,0 +1,117 @@
+package agent
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"net/textproto"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// The fields that say who a request is from, in fasthttp's canonical form. Each is in every 200, empty where it has no
+// value, so that a proxy that copies them overwrites what the client sent.
+var (
+	fieldSubject = []byte("X-Auth-Subject")
+	fieldScope   = []byte("X-Auth-Scope")
+	fieldRoles   = []byte("X-Auth-Roles")
+	fieldClient  = []byte("X-Auth-Client")
+	fieldSession = []byte("X-Auth-Session")
+	fieldMethod  = []byte("X-Auth-Method")
+	// fieldReason has a denial's reason, also where there is no body.
+	fieldReason = []byte("Sidekey-Reason")
+)
+
+// ownFields are the fields of an answer that no claim may be put into, by canonical name.
+var ownFields = []string{
+	"X-Auth-Subject", "X-Auth-Scope", "X-Auth-Roles", "X-Auth-Client", "X-Auth-Session", "X-Auth-Method",
+	"Sidekey-Reason", "Sidekey-Stale", "Connection", "Date", "Server", "Trailer", "Transfer-Encoding", "Upgrade", "Keep-Alive",
+	"Www-Authenticate", "Proxy-Authenticate", "Cache-Control", "Retry-After", "Location", "Set-Cookie",
+	"Authorization", "Cookie", "Host",
+}
+
+// newHeaders orders agent.headers: the claims, and where each goes.
+func newHeaders(headers map[string]string) (claims []string, fields [][]byte, err error) {
+	for _, claim := range slices.Sorted(maps.Keys(headers)) {
+		name := textproto.CanonicalMIMEHeaderKey(headers[claim])
+		taken := slices.ContainsFunc(fields, func(f []byte) bool { return string(f) == name })
+		if taken || slices.Contains(ownFields, name) || strings.HasPrefix(name, "Content-") {
+			return nil, nil, fmt.Errorf("claim %q cannot go to header %q, which has another meaning", claim, headers[claim])
+		}
+		claims, fields = append(claims, claim), append(fields, []byte(name))
+	}
+	return claims, fields, nil
+}
+
+// forwardAuth gives the face of one profile.
+func (a *Agent) forwardAuth(p *profile) fasthttp.RequestHandler {
+	return func(ctx *fasthttp.RequestCtx) {
+		r := readProfile(p, &ctx.Request.Header)
+		defer r.release()
+		a.authenticate(r)
+		if r.d.Serving {
+			ctx.Response.Header.Set(fieldStale, "true")
+		}
+		if r.d.Active() {
+			a.writePrincipal(&ctx.Response.Header, &r.d.Principal)
+			return
+		}
+		a.writeDenial(ctx, p, r)
+	}
+}
+
+// writePrincipal says who a request is from. All of it has been held to be presentable.
+func (a *Agent) writePrincipal(h *fasthttp.ResponseHeader, p *Principal) {
+	roles := ""
+	if len(p.Roles) > 0 {
+		roles = joinList(p.Roles)
+	}
+	set(h, fieldSubject, p.Subject)
+	set(h, fieldScope, p.Scope)
+	set(h, fieldRoles, roles)
+	set(h, fieldClient, p.Client)
+	set(h, fieldSession, p.Session)
+	set(h, fieldMethod, p.Method)
+	for i, name := range a.fields {
+		set(h, name, p.mapped[i])
+	}
+}
+
+func set(h *fasthttp.ResponseHeader, name []byte, value string) {
+	h.SetCanonical(name, unsafeBytes(value))
+}
+
+// writeDenial answers a request that is from nobody, in the profile's own way.
+func (a *Agent) writeDenial(ctx *fasthttp.RequestCtx, p *profile, r *Request) {
+	h, d := &ctx.Response.Header, &r.d
+	status := d.Status
+	if status == http.StatusUnauthorized {
+		challenges := a.chain.challenges(r)
+		if len(challenges) == 0 {
+			status = http.StatusForbidden // RFC 9110 §15.5.2: a 401 must have one
+		}
+		if p.joined && len(challenges) > 1 {
+			challenges = []string{strings.Join(challenges, ", ")}
+		}
+		for _, c := range challenges {
+			h.AddBytesK(fieldChallenge, c)
+		}
+	}
+	h.SetCanonical(fieldReason, unsafeBytes(string(d.Reason)))
+	switch {
+	case d.RetryAfter > 0:
+		h.SetCanonical(fieldRetryAfter, fmt.Appendf(nil, "%d", int64((d.RetryAfter+time.Second-1)/time.Second)))
+	case status == http.StatusServiceUnavailable, status == http.StatusTooManyRequests:
+		h.SetCanonical(fieldRetryAfter, []byte(retryAfter))
+	}
+	status = p.status(status)
+	ctx.Response.SetStatusCode(status)
+	if p.empty {
+		return
+	}
+	h.SetContentTypeBytes(typeProblem)
+	ctx.Response.SetBodyRaw(appendProblem(nil, status, string(d.Reason), d.Description))
+}
