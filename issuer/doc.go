@@ -19,6 +19,7 @@
 //   - rotate.go, emergency.go, import.go, keystatus.go: what an operator asks of the ring, and waits for.
 //   - agents.go, private.go, refreshkeys.go: HS256 keys are derived for each audience from a master
 //     that stays in the bucket "keys", and sealed to the agents that serve it (PROTOCOL.md 19).
-//   - users.go, password.go, limit.go: argon2id behind a short queue.
+//   - users.go, password.go, hashes.go, habits.go, limit.go: argon2id, and Django's hashes, behind a short queue.
+//   - directory.go, recheck.go: users who live elsewhere, in a [Directory], which is asked at each login and refresh.
 //   - http.go, simplejwt.go, devices.go, admin.go, keysadmin.go: the routes of API.md §4, thin. They decide nothing.
 package issuer

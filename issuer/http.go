@@ -157,7 +157,7 @@ func (i *Issuer) fail(w http.ResponseWriter, r *http.Request, err error) {
 		problem(w, busy.status(), busy.Error())
 	case errors.Is(err, ErrNotFound):
 		problem(w, http.StatusNotFound, err.Error())
-	case errors.Is(err, ErrExists):
+	case errors.Is(err, ErrExists), errors.Is(err, ErrElsewhere):
 		problem(w, http.StatusConflict, err.Error())
 	case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		i.log.Warn("could not answer a request", "route", r.Pattern, "error", err)

@@ -74,6 +74,7 @@ type Config struct {
 	RefreshLifetime time.Duration
 	RefreshGrace    time.Duration // how long the first use of a refresh token may be repeated
 	MaxSessions     int           // per user; refuses a new one, never ends an old one
+	RecheckEvery    time.Duration // how often the Directory is asked for the users with open sessions; 0: never
 
 	Alg          keyring.Alg
 	Bits         int
@@ -87,11 +88,14 @@ type Config struct {
 	Hash       Hash // the cost of a password; zero: DefaultHash
 }
 
-// Parts are what an Issuer works on. All but Clients, Enrolment, Feed, Logger, Registry, Fresh and Now are needed.
+// Parts are what an Issuer works on. All but Directory, Clients, Enrolment, Feed, Logger, Registry, Fresh and Now are needed.
 type Parts struct {
 	Log     Log
 	Replica Replica
 	Fleet   Fleet
+
+	// Directory is where users live that do not live in Users. nil: they do.
+	Directory Directory
 
 	Users    Bucket // by user name
 	Subjects Bucket // by sub: whose it is
@@ -141,6 +145,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrExists means that the name or id is taken.
 	ErrExists = errors.New("it exists already")
+	// ErrElsewhere means that users live in a Directory, which is not written here.
+	ErrElsewhere = errors.New("users live elsewhere (issuer.users): add, change, list and delete them there; sidekey revoke --sub ID ends what one has")
 	// ErrUnavailable means that the issuer cannot decide now: it is starting, the bus is away, or
 	// others kept writing first. Trying again is harmless.
 	ErrUnavailable = errors.New("the issuer cannot answer now; try again")
@@ -218,7 +224,7 @@ func New(cfg Config, parts Parts) (*Issuer, error) {
 		i.audit = i.audit.With("issuer", cfg.Name)
 	}
 	i.metrics = newMetrics(parts.Registry, parts.Replica, parts.ClockOff)
-	i.hash = newHasher(cfg.Hash, i.metrics.hashing)
+	i.hash = newHasher(cfg.Hash, parts.Directory != nil, i.metrics.hashing)
 	i.limits = newLoginLimits(cfg.LoginLimit)
 	return i, nil
 }
@@ -256,7 +262,7 @@ func (c *Config) check() error {
 		return errors.New(`"issuer.url" is empty: it is the "iss" of every token`)
 	case c.AccessLifetime < time.Second || c.RefreshLifetime < c.AccessLifetime:
 		return fmt.Errorf(`"issuer.access_lifetime" (%s) must be at least 1s and no longer than "issuer.refresh_lifetime" (%s)`, c.AccessLifetime, c.RefreshLifetime)
-	case c.RefreshGrace < 0, c.PublishAhead < 0, c.RotateEvery < 0, c.Leeway < 0, c.RotateWait < 0, c.MaxSessions < 0, c.LoginLimit < 0:
+	case c.RefreshGrace < 0, c.PublishAhead < 0, c.RotateEvery < 0, c.Leeway < 0, c.RotateWait < 0, c.RecheckEvery < 0, c.MaxSessions < 0, c.LoginLimit < 0:
 		return errors.New("a duration or a count is negative")
 	}
 	if _, err := keyring.ParseAlg(string(c.Alg)); err != nil {
@@ -273,6 +279,7 @@ func (i *Issuer) Run(ctx context.Context) error {
 	wg.Go(func() { i.keepRing(ctx) })
 	wg.Go(func() { i.closeRevoked(ctx) })
 	wg.Go(func() { i.keepSwept(ctx) })
+	wg.Go(func() { i.keepRechecked(ctx) })
 	wg.Wait()
 	return nil
 }

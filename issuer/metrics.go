@@ -27,7 +27,7 @@ func newMetrics(reg *prometheus.Registry, replica Replica, clockOff func() time.
 		basic:       prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_basic_checks_total", Help: "Passwords that agents asked about, by outcome."}, []string{"outcome"}),
 		reuses:      prometheus.NewCounter(prometheus.CounterOpts{Name: "sidekey_refresh_reuses_total", Help: "Sessions ended because a refresh token was used twice."}),
 		revocations: prometheus.NewCounter(prometheus.CounterOpts{Name: "sidekey_revocations_total", Help: "Revocations that this issuer appended to the log."}),
-		hashing: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "sidekey_password_hash_seconds", Help: "Time of one argon2id.",
+		hashing: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "sidekey_password_hash_seconds", Help: "Time of one password hash.",
 			Buckets: prometheus.ExponentialBuckets(0.01, 2, 9)}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_http_requests_total", Help: "Requests, by route and status."}, []string{"route", "status"}),
 	}

@@ -3,14 +3,12 @@ package issuer
 import (
 	"context"
 	"crypto/rand"
-	"crypto/subtle"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
 	"runtime"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -52,18 +50,27 @@ type hasher struct {
 	cost    Hash
 	slots   chan struct{}
 	queue   chan struct{}
-	dummy   string // verified for user names that do not exist, so that they cost the same
+	usual   *habits // what a user name that does not exist costs
 	seconds prometheus.Observer
 }
 
-func newHasher(cost Hash, seconds prometheus.Observer) *hasher {
+// newHasher makes one. foreign: the hashes are made by somebody else, Django until others were seen.
+func newHasher(cost Hash, foreign bool, seconds prometheus.Observer) *hasher {
 	slots := min(max(runtime.GOMAXPROCS(0), 1), 8)
 	h := &hasher{cost: cost, slots: make(chan struct{}, slots), queue: make(chan struct{}, 16*slots), seconds: seconds}
 	salt := make([]byte, saltLength)
 	rand.Read(salt) // never fails (crypto/rand, Go 1.24)
 	key := make([]byte, hashLength)
 	rand.Read(key)
-	h.dummy = formatPHC(cost, salt, key)
+	first := formatPHC(cost, salt, key)
+	if foreign {
+		first = "pbkdf2_sha256$600000$" + hex.EncodeToString(salt) + "$" + base64.StdEncoding.EncodeToString(key)
+	}
+	s, err := parseStored(first)
+	if err != nil {
+		panic(err) // it is well-formed, and its cost was checked
+	}
+	h.usual = newHabits(s)
 	return h
 }
 
@@ -100,25 +107,29 @@ func (h *hasher) make(ctx context.Context, password string) (string, error) {
 	return formatPHC(h.cost, salt, h.derive(password, salt, h.cost, hashLength)), nil
 }
 
-// verify tells whether the password is the hash's, and whether the hash should be made anew with
-// today's cost. An empty hash does the same work for a password that is never right.
-func (h *hasher) verify(ctx context.Context, phc, password string) (ok, stale bool, err error) {
+// verify tells whether the password is the hash's, and whether the hash should be made anew in our own form with today's
+// cost. No hash ("", or Django's "!…") and one that cannot be read do the usual work for a password that is never right;
+// the latter is errHash.
+func (h *hasher) verify(ctx context.Context, text, password string) (ok, stale bool, err error) {
 	leave, err := h.enter(ctx)
 	if err != nil {
 		return false, false, err
 	}
 	defer leave()
-	known := phc != ""
-	if !known {
-		phc = h.dummy
+	s, unreadable := parseStored(text)
+	known := unreadable == nil
+	if known {
+		h.usual.note(text, s)
+	} else {
+		s = h.usual.most()
 	}
-	cost, salt, want, err := parsePHC(phc)
-	if err != nil {
-		return false, false, fmt.Errorf("reading a password hash: %w", err)
+	began := time.Now()
+	ok = s.match([]byte(password)) && known
+	h.seconds.Observe(time.Since(began).Seconds())
+	if errors.Is(unreadable, errNoHash) {
+		unreadable = nil
 	}
-	got := h.derive(password, salt, cost, uint32(len(want)))
-	ok = subtle.ConstantTimeCompare(got, want) == 1 && known
-	return ok, ok && cost != h.cost, nil
+	return ok, ok && s.own != h.cost, unreadable
 }
 
 func (h *hasher) derive(password string, salt []byte, cost Hash, n uint32) []byte {
@@ -133,41 +144,6 @@ func (h *hasher) derive(password string, salt []byte, cost Hash, n uint32) []byt
 func formatPHC(cost Hash, salt, key []byte) string {
 	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, cost.Memory, cost.Time, cost.Threads,
 		base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key))
-}
-
-// parsePHC reads what formatPHC wrote, and refuses every cost and length out of bounds. Its
-// errors never hold any of the string.
-func parsePHC(s string) (cost Hash, salt, key []byte, err error) {
-	parts := strings.Split(s, "$")
-	if len(s) > 512 || len(parts) != 6 || parts[0] != "" || parts[1] != "argon2id" || parts[2] != "v=19" {
-		return cost, nil, nil, errors.New("it is no PHC string of argon2id version 19")
-	}
-	params := strings.Split(parts[3], ",")
-	if len(params) != 3 {
-		return cost, nil, nil, errors.New("its parameters are not m, t and p")
-	}
-	var n [3]uint64
-	for at, name := range []string{"m=", "t=", "p="} {
-		text, found := strings.CutPrefix(params[at], name)
-		if n[at], err = strconv.ParseUint(text, 10, 32); !found || err != nil {
-			return cost, nil, nil, errors.New("its parameters are not m, t and p")
-		}
-	}
-	if n[2] > maxHashThreads {
-		return cost, nil, nil, fmt.Errorf("its p is greater than %d", maxHashThreads)
-	}
-	cost = Hash{Memory: uint32(n[0]), Time: uint32(n[1]), Threads: uint8(n[2])}
-	if err := cost.check(); err != nil {
-		return cost, nil, nil, err
-	}
-	salt, err = base64.RawStdEncoding.Strict().DecodeString(parts[4])
-	if err == nil {
-		key, err = base64.RawStdEncoding.Strict().DecodeString(parts[5])
-	}
-	if err != nil || len(salt) < 8 || len(salt) > 64 || len(key) < 16 || len(key) > 64 {
-		return cost, nil, nil, errors.New("its salt or hash is not base64 of a sensible length")
-	}
-	return cost, salt, key, nil
 }
 
 // jitter spreads d over half of it to one and a half of it.

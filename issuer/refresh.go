@@ -125,6 +125,9 @@ func (i *Issuer) exchange(ctx context.Context, p *presented) (*Tokens, error) {
 
 // account gives the session's user, who must be there still, the same, and active.
 func (i *Issuer) account(ctx context.Context, s *session) (*userRecord, error) {
+	if i.Directory != nil {
+		return i.accountElsewhere(ctx, s)
+	}
 	user, _, err := i.user(ctx, s.Username)
 	switch {
 	case errors.Is(err, ErrNotFound):

@@ -28,7 +28,8 @@ type session struct {
 	ClientID string `json:"client_id"`
 	Scope    string `json:"scope,omitempty"`
 	AuthTime int64  `json:"auth_time"`
-	Seq      uint64 `json:"session_seq"` // what its issuer had applied when it began; cutoffs compare it
+	Seq      uint64 `json:"session_seq"`    // what its issuer had applied when it began; cutoffs compare it
+	Mark     string `json:"mark,omitempty"` // of the password that began it, where users live elsewhere: see passwordMark
 
 	Gen       uint64 `json:"gen"` // of the current refresh token, from 1
 	KeyID     string `json:"kid"` // what signs it

@@ -86,7 +86,7 @@ func (i *Issuer) sweepPause() time.Duration {
 // keepSwept sweeps until ctx ends, by one issuer at a time.
 func (i *Issuer) keepSwept(ctx context.Context) {
 	for {
-		if i.Replica.Snapshot().Ready && i.takeSweep(ctx) {
+		if i.Replica.Snapshot().Ready && i.takeTurn(ctx, "sweep", i.sweepPause()) {
 			if err := i.Sweep(ctx); err != nil && ctx.Err() == nil {
 				i.log.Warn("could not sweep the sessions, trying again later", "error", err)
 			}
@@ -101,21 +101,22 @@ func (i *Issuer) keepSwept(ctx context.Context) {
 	}
 }
 
-// sweepRecord is who sweeps, in the bucket "keys" under bus.Name("sweep"): {"until":1767225900}.
-type sweepRecord struct {
+// turnRecord is when somebody last took the turn to sweep or to recheck, in the bucket "keys" under bus.Name("sweep") or
+// bus.Name("recheck"): {"until":1767225900}.
+type turnRecord struct {
 	Until int64 `json:"until"` // NumericDate: nobody else before that
 }
 
-// takeSweep claims the next sweep by compare-and-set; false: another issuer has it.
-func (i *Issuer) takeSweep(ctx context.Context) bool {
-	name, now := bus.Name("sweep"), i.now()
-	next := encode(sweepRecord{Until: now.Add(i.sweepPause() / 2).Unix()})
+// takeTurn claims, by compare-and-set, what one issuer at a time does every so often; false: another has.
+func (i *Issuer) takeTurn(ctx context.Context, what string, every time.Duration) bool {
+	name, now := bus.Name(what), i.now()
+	next := encode(turnRecord{Until: now.Add(every / 2).Unix()})
 	r, err := i.Keys.Get(ctx, name)
 	if errors.Is(err, bus.ErrNotFound) {
 		_, err = i.Keys.Create(ctx, name, next)
 		return err == nil
 	}
-	var held sweepRecord
+	var held turnRecord
 	if err != nil || json.Unmarshal(r.Value, &held) != nil || held.Until > now.Unix() {
 		return false
 	}

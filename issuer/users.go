@@ -41,18 +41,22 @@ type userRecord struct {
 	User
 	Password string `json:"password"`
 	Seq      uint64 `json:"seq"`
+	Marker   string `json:"-"` // Account.Marker, of a user who lives elsewhere
 }
 
 // NewUser is what AddUser needs; all but Username and Password may be left out.
 type NewUser struct {
-	ID         string          `json:"id"` // "": a new UUIDv7
-	Username   string          `json:"username"`
-	Password   string          `json:"password"`
-	Scope      string          `json:"scope"`
-	Roles      []string        `json:"roles"`
-	Email      string          `json:"email"`
-	Attributes json.RawMessage `json:"attributes"`
-	Disabled   bool            `json:"disabled"`
+	ID       string `json:"id"` // "": a new UUIDv7
+	Username string `json:"username"`
+	Password string `json:"password"`
+	// PasswordHash is instead of Password: a hash that another made (docs/users.md), or "!…" for none. The first login makes
+	// our own of it.
+	PasswordHash string          `json:"password_hash"`
+	Scope        string          `json:"scope"`
+	Roles        []string        `json:"roles"`
+	Email        string          `json:"email"`
+	Attributes   json.RawMessage `json:"attributes"`
+	Disabled     bool            `json:"disabled"`
 }
 
 // UserChange is what ChangeUser changes: members that are nil stay.
@@ -68,6 +72,9 @@ type UserChange struct {
 // AddUser creates a user. The errors are *InputError, ErrExists (name or id is taken), *BusyError
 // and ErrUnavailable.
 func (i *Issuer) AddUser(ctx context.Context, n NewUser) (*User, error) {
+	if i.Directory != nil {
+		return nil, ErrElsewhere
+	}
 	now := i.now().Unix()
 	rec := userRecord{Seq: i.Replica.Snapshot().Position.Seq, User: User{
 		ID: n.ID, Username: n.Username, Scope: n.Scope, Roles: n.Roles, Email: n.Email,
@@ -76,11 +83,11 @@ func (i *Issuer) AddUser(ctx context.Context, n NewUser) (*User, error) {
 	if rec.ID == "" {
 		rec.ID = newUUID()
 	}
-	if err := errors.Join(rec.check(), checkPassword(n.Password)); err != nil {
-		return nil, firstError(err)
+	if err := rec.check(); err != nil {
+		return nil, err
 	}
 	var err error
-	if rec.Password, err = i.hash.make(ctx, n.Password); err != nil {
+	if rec.Password, err = i.newHash(ctx, &n); err != nil {
 		return nil, err
 	}
 	// The sub is claimed first, so that no two users ever share one.
@@ -97,6 +104,26 @@ func (i *Issuer) AddUser(ctx context.Context, n NewUser) (*User, error) {
 	}
 	i.audit.Info("user added", "username", rec.Username, "sub", rec.ID)
 	return &rec.User, nil
+}
+
+// newHash gives what a new user's record has as its password.
+func (i *Issuer) newHash(ctx context.Context, n *NewUser) (string, error) {
+	if n.PasswordHash == "" {
+		if err := checkPassword(n.Password); err != nil {
+			return "", err
+		}
+		return i.hash.make(ctx, n.Password)
+	}
+	if n.Password != "" {
+		return "", &InputError{"password_hash", "may not be beside password"}
+	}
+	switch _, err := parseStored(n.PasswordHash); {
+	case errors.Is(err, errNoHash):
+		return "!", nil
+	case err != nil:
+		return "", &InputError{"password_hash", "cannot be used: " + err.Error()}
+	}
+	return n.PasswordHash, nil
 }
 
 // claimSubject takes a sub for a user name. A claim that an interrupted AddUser left behind for
@@ -130,6 +157,9 @@ func (i *Issuer) releaseSubject(ctx context.Context, sub string, revision uint64
 
 // User gives one user, or ErrNotFound.
 func (i *Issuer) User(ctx context.Context, username string) (*User, error) {
+	if i.Directory != nil {
+		return i.userElsewhere(ctx, username)
+	}
 	rec, _, err := i.user(ctx, username)
 	if err != nil {
 		return nil, err
@@ -139,6 +169,9 @@ func (i *Issuer) User(ctx context.Context, username string) (*User, error) {
 
 // ListUsers gives all users, by name.
 func (i *Issuer) ListUsers(ctx context.Context) ([]User, error) {
+	if i.Directory != nil {
+		return nil, ErrElsewhere
+	}
 	recs, err := i.Users.List(ctx, "")
 	if err != nil {
 		return nil, unavailable("listing", "users", err)
@@ -167,6 +200,9 @@ func (i *Issuer) ChangeUser(ctx context.Context, username string, ch UserChange)
 func (i *Issuer) changeUser(ctx context.Context, username string, ch UserChange) (*User, bus.Position, error) {
 	var phc string
 	var cut bus.Position
+	if i.Directory != nil {
+		return nil, cut, ErrElsewhere
+	}
 	if ch.Password != nil {
 		if err := checkPassword(*ch.Password); err != nil {
 			return nil, cut, err
@@ -239,6 +275,9 @@ func (i *Issuer) DeleteUser(ctx context.Context, username string) error {
 
 // deleteUser gives also where the newest cutoff stands.
 func (i *Issuer) deleteUser(ctx context.Context, username string) (cut bus.Position, err error) {
+	if i.Directory != nil {
+		return cut, ErrElsewhere
+	}
 	for attempt := range maxAttempts {
 		rec, revision, err := i.user(ctx, username)
 		if err != nil {
@@ -375,13 +414,4 @@ func encode(v any) []byte {
 // unavailable wraps what the bus answered, so that the caller knows to try again.
 func unavailable(doing, what string, err error) error {
 	return fmt.Errorf("%s %q: %w: %w", doing, what, ErrUnavailable, err)
-}
-
-// firstError gives the first of joined errors: one problem a time, as a *InputError.
-func firstError(err error) error {
-	var input *InputError
-	if errors.As(err, &input) {
-		return input
-	}
-	return err
 }
