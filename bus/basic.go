@@ -133,18 +133,27 @@ func (b *BasicChecker) Check(ctx context.Context, req BasicRequest) (BasicAnswer
 	if len(req.Username) > MaxBasicUsername || len(req.Password) > MaxBasicPassword {
 		return BasicAnswer{Outcome: BasicRefused}, nil
 	}
-	body, asked, err := b.request(req)
-	if err != nil {
-		return BasicAnswer{}, fmt.Errorf("%w: %w", ErrBasic, err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, basicWithin)
-	defer cancel()
-	c := b.Conn
 	if b.asking.Add(1) > maxBasicAsking {
 		b.asking.Add(-1)
 		return BasicAnswer{Outcome: BasicBusy, RetryAfter: 1}, nil
 	}
 	defer b.asking.Add(-1)
+	ctx, cancel := context.WithTimeout(ctx, basicWithin)
+	defer cancel()
+	ans, err := b.ask(ctx, req)
+	if err == nil && ans.Outcome == BasicUnavailable {
+		ans, err = b.ask(ctx, req) // perhaps of another issuer
+	}
+	return ans, err
+}
+
+// ask puts one question.
+func (b *BasicChecker) ask(ctx context.Context, req BasicRequest) (BasicAnswer, error) {
+	body, asked, err := b.request(req)
+	if err != nil {
+		return BasicAnswer{}, fmt.Errorf("%w: %w", ErrBasic, err)
+	}
+	c := b.Conn
 	m, err := c.nc.RequestMsgWithContext(ctx, &nats.Msg{
 		Subject: c.subjects.basic(encodePart(b.Agent)), Data: body, Header: signatureHeader(ed25519.Sign(b.Key, append([]byte(contextBasicRequest), body...))),
 	})

@@ -84,6 +84,9 @@ func (a *BasicAnswerer) Listen() (stop func(), err error) {
 		cancel()
 		return nil, fmt.Errorf("listening to questions about passwords: %w", err)
 	}
+	if a.Conn.Connected() {
+		a.Conn.nc.FlushTimeout(attempt) //nolint:errcheck // it is heard of a little later, then
+	}
 	return func() {
 		sub.Unsubscribe() //nolint:errcheck // the connection may be closed already
 		cancel()

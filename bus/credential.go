@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -48,6 +49,12 @@ type Credential struct {
 	Gone bool `json:"gone,omitempty"`
 }
 
+// Bounds in bytes, wider than an issuer's own.
+const (
+	maxScope = 4096
+	maxRole  = 256
+)
+
 // HashCredential is how a credential stands in the log. A credential is long and random, so that a
 // fast hash is enough: nothing can be guessed that would fit.
 func HashCredential(text []byte) [sha256.Size]byte { return sha256.Sum256(text) }
@@ -68,8 +75,14 @@ func (c *Credential) check() error {
 		return fmt.Errorf("credential %q is of type %q, not %q or %q", c.ID, c.Type, APIKey, Opaque)
 	case c.Subject == "":
 		return fmt.Errorf("credential %q needs a %q", c.ID, "sub")
+	case len(c.Scope) > maxScope:
+		return fmt.Errorf("credential %q has a scope of more than %d bytes", c.ID, maxScope)
 	case len(c.Roles) > 64 || len(c.Networks) > 64:
 		return fmt.Errorf("credential %q has more than 64 roles or networks", c.ID)
+	case slices.ContainsFunc(c.Roles, func(r string) bool { return r == "" || len(r) > maxRole || !utf8.ValidString(r) }):
+		return fmt.Errorf("credential %q has a role that is not 1 to %d bytes of UTF-8", c.ID, maxRole)
+	case slices.ContainsFunc(c.Networks, func(p netip.Prefix) bool { return !p.IsValid() || p != p.Masked() }):
+		return fmt.Errorf("credential %q has a network with an address of a host in it", c.ID)
 	case c.IssuedAt < 0 || c.ExpiresAt < 0:
 		return fmt.Errorf("credential %q has a time before 1970", c.ID)
 	}

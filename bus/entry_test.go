@@ -2,8 +2,10 @@ package bus_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -26,8 +28,22 @@ func facts() []bus.Fact {
 		&bus.Revocation{Subject: "é\x00", ExpiresAt: 9, Time: 7},
 		&bus.Revocation{ClientID: strings.Repeat("c", bus.MaxID), ExpiresAt: 1<<63 - 1},
 		&bus.Tick{Time: 1767225600123, Issuer: "issuer-1", Head: 411, Chain: bytes.Repeat([]byte{7}, 32)},
+		&bus.Revocation{Subject: "alice", ExpiresAt: 9, Time: 7, Sessions: true},
+		&bus.Credential{
+			ID: "k_1", Type: bus.APIKey, Hash: bytes.Repeat([]byte{1}, 32), Subject: "alice", ClientID: "app", Scope: "read write", Roles: []string{"staff"},
+			Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")}, IssuedAt: 1, ExpiresAt: 2, KnownSeq: 3,
+		},
+		&bus.Credential{ID: "t_1", Type: bus.Opaque, Hash: make([]byte, 32), Subject: "é", Gone: true},
+		&bus.SealingFact{ID: "s-1_a", Public: make([]byte, 1216), Created: 1, ExpiresAt: 2},
 	}
 }
+
+// credentialWith is a credential with one member more, or another.
+func credentialWith(member string) string {
+	return `{"id":"k","type":"api_key","hash":"` + base64.StdEncoding.EncodeToString(make([]byte, 32)) + `","sub":"a","iat":1,` + member + `}`
+}
+
+func publicKey(n int) string { return base64.StdEncoding.EncodeToString(make([]byte, n)) }
 
 // TestRoundTrip: what is encoded decodes to the same fact.
 func TestRoundTrip(t *testing.T) {
@@ -47,32 +63,52 @@ func TestDecodeRefuses(t *testing.T) {
 		kind bus.Kind
 		body string
 	}{
-		"another kind":       {"rules", `{}`},
-		"no kind":            {"", `{}`},
-		"nothing":            {bus.KindRevoke, ``},
-		"null":               {bus.KindRevoke, `null`},
-		"a list":             {bus.KindRevoke, `[]`},
-		"half":               {bus.KindRevoke, `{"jti":"a","exp":1`},
-		"two":                {bus.KindRevoke, `{"jti":"a","exp":1}{}`},
-		"trailing":           {bus.KindRevoke, `{"jti":"a","exp":1} x`},
-		"unknown member":     {bus.KindRevoke, `{"jti":"a","exp":1,"x":1}`},
-		"another's member":   {bus.KindRevoke, `{"jti":"a","exp":1,"kid":"k"}`},
-		"wrong type":         {bus.KindRevoke, `{"jti":7,"exp":1}`},
-		"a fraction":         {bus.KindRevoke, `{"jti":"a","exp":1.5}`},
-		"past an int":        {bus.KindRevoke, `{"jti":"a","exp":9223372036854775808}`},
-		"no exp":             {bus.KindRevoke, `{"jti":"a"}`},
-		"negative exp":       {bus.KindRevoke, `{"jti":"a","exp":-1}`},
-		"two ids":            {bus.KindRevoke, `{"jti":"a","sid":"b","exp":1}`},
-		"no id":              {bus.KindRevoke, `{"exp":1}`},
-		"a long id":          {bus.KindRevoke, `{"sub":"` + strings.Repeat("x", bus.MaxID+1) + `","exp":1}`},
-		"a long reason":      {bus.KindRevoke, `{"sub":"x","exp":1,"reason":"` + strings.Repeat("x", 2000) + `"}`},
-		"key without kid":    {bus.KindKey, `{"alg":"RS256","state":"active","jwk":{}}`},
-		"key without jwk":    {bus.KindKey, `{"kid":"k","alg":"RS256","state":"active"}`},
-		"a secret in clear":  {bus.KindKey, `{"kid":"k","alg":"HS256","state":"active","jwk":{"k":"AAAA"}}`},
-		"a tick, no chain":   {bus.KindTick, `{"time":1,"issuer":"i","head":0}`},
-		"a tick, half chain": {bus.KindTick, `{"time":1,"issuer":"i","head":0,"chain":"AAAA"}`},
-		"a tick, no time":    {bus.KindTick, strings.Replace(tick, "1767225600123", "0", 1)},
-		"a negative head":    {bus.KindTick, strings.Replace(tick, "411", "-1", 1)},
+		"another kind":        {"rules", `{}`},
+		"no hash":             {bus.KindCredential, `{"id":"k","type":"api_key","sub":"a","iat":1}`},
+		"a short hash":        {bus.KindCredential, `{"id":"k","type":"api_key","hash":"AAAA","sub":"a","iat":1}`},
+		"another type":        {bus.KindCredential, credentialWith(`"type":"basic"`)},
+		"nobody's":            {bus.KindCredential, credentialWith(`"sub":""`)},
+		"no credential id":    {bus.KindCredential, credentialWith(`"id":""`)},
+		"a long sub":          {bus.KindCredential, credentialWith(`"sub":"` + strings.Repeat("x", bus.MaxID+1) + `"`)},
+		"a long scope":        {bus.KindCredential, credentialWith(`"scope":"` + strings.Repeat("x", 4097) + `"`)},
+		"an empty role":       {bus.KindCredential, credentialWith(`"roles":["a",""]`)},
+		"a long role":         {bus.KindCredential, credentialWith(`"roles":["` + strings.Repeat("x", 257) + `"]`)},
+		"many roles":          {bus.KindCredential, credentialWith(`"roles":[` + strings.Repeat(`"a",`, 64) + `"a"]`)},
+		"no network":          {bus.KindCredential, credentialWith(`"networks":[""]`)},
+		"an odd network":      {bus.KindCredential, credentialWith(`"networks":["10.0.0.0/33"]`)},
+		"a network's host":    {bus.KindCredential, credentialWith(`"networks":["10.0.0.1/8"]`)},
+		"a zone":              {bus.KindCredential, credentialWith(`"networks":["fe80::1%eth0/64"]`)},
+		"a negative time":     {bus.KindCredential, credentialWith(`"exp":-1`)},
+		"a member of ours":    {bus.KindCredential, credentialWith(`"secret":"x"`)},
+		"no sealing id":       {bus.KindSealing, `{"id":"","public_key":"` + publicKey(1216) + `","created":1}`},
+		"an odd sealing id":   {bus.KindSealing, `{"id":"a.b","public_key":"` + publicKey(1216) + `","created":1}`},
+		"a short sealing key": {bus.KindSealing, `{"id":"a","public_key":"` + publicKey(1215) + `","created":1}`},
+		"of no date":          {bus.KindSealing, `{"id":"a","public_key":"` + publicKey(1216) + `"}`},
+		"no kind":             {"", `{}`},
+		"nothing":             {bus.KindRevoke, ``},
+		"null":                {bus.KindRevoke, `null`},
+		"a list":              {bus.KindRevoke, `[]`},
+		"half":                {bus.KindRevoke, `{"jti":"a","exp":1`},
+		"two":                 {bus.KindRevoke, `{"jti":"a","exp":1}{}`},
+		"trailing":            {bus.KindRevoke, `{"jti":"a","exp":1} x`},
+		"unknown member":      {bus.KindRevoke, `{"jti":"a","exp":1,"x":1}`},
+		"another's member":    {bus.KindRevoke, `{"jti":"a","exp":1,"kid":"k"}`},
+		"wrong type":          {bus.KindRevoke, `{"jti":7,"exp":1}`},
+		"a fraction":          {bus.KindRevoke, `{"jti":"a","exp":1.5}`},
+		"past an int":         {bus.KindRevoke, `{"jti":"a","exp":9223372036854775808}`},
+		"no exp":              {bus.KindRevoke, `{"jti":"a"}`},
+		"negative exp":        {bus.KindRevoke, `{"jti":"a","exp":-1}`},
+		"two ids":             {bus.KindRevoke, `{"jti":"a","sid":"b","exp":1}`},
+		"no id":               {bus.KindRevoke, `{"exp":1}`},
+		"a long id":           {bus.KindRevoke, `{"sub":"` + strings.Repeat("x", bus.MaxID+1) + `","exp":1}`},
+		"a long reason":       {bus.KindRevoke, `{"sub":"x","exp":1,"reason":"` + strings.Repeat("x", 2000) + `"}`},
+		"key without kid":     {bus.KindKey, `{"alg":"RS256","state":"active","jwk":{}}`},
+		"key without jwk":     {bus.KindKey, `{"kid":"k","alg":"RS256","state":"active"}`},
+		"a secret in clear":   {bus.KindKey, `{"kid":"k","alg":"HS256","state":"active","jwk":{"k":"AAAA"}}`},
+		"a tick, no chain":    {bus.KindTick, `{"time":1,"issuer":"i","head":0}`},
+		"a tick, half chain":  {bus.KindTick, `{"time":1,"issuer":"i","head":0,"chain":"AAAA"}`},
+		"a tick, no time":     {bus.KindTick, strings.Replace(tick, "1767225600123", "0", 1)},
+		"a negative head":     {bus.KindTick, strings.Replace(tick, "411", "-1", 1)},
 	} {
 		if f, err := bus.Decode(c.kind, []byte(c.body)); !errors.Is(err, bus.ErrUnknown) {
 			t.Errorf("%s: got %+v, %v, want ErrUnknown", name, f, err)
@@ -83,11 +119,14 @@ func TestDecodeRefuses(t *testing.T) {
 // TestEncodeRefuses: what would not come back as it was is not written.
 func TestEncodeRefuses(t *testing.T) {
 	for name, f := range map[string]bus.Fact{
-		"a jti that is no UTF-8": &bus.Revocation{ID: "a\xff", ExpiresAt: 1},
-		"a sid that is no UTF-8": &bus.Revocation{SessionID: "\xc3", ExpiresAt: 1},
-		"a sub that is no UTF-8": &bus.Revocation{Subject: "a\xff", ExpiresAt: 1},
-		"a kid that is no UTF-8": &bus.KeyFact{KeyID: "\xff", Alg: "HS256", State: "active"},
-		"a body past its bound":  &bus.KeyFact{KeyID: "k", Alg: "HS256", State: "active", Sealed: []bus.SealedSecret{{Agent: "a", Box: make([]byte, bus.MaxBody)}}},
+		"a jti that is no UTF-8":   &bus.Revocation{ID: "a\xff", ExpiresAt: 1},
+		"a sid that is no UTF-8":   &bus.Revocation{SessionID: "\xc3", ExpiresAt: 1},
+		"a sub that is no UTF-8":   &bus.Revocation{Subject: "a\xff", ExpiresAt: 1},
+		"a role that is no UTF-8":  &bus.Credential{ID: "k", Type: bus.APIKey, Hash: make([]byte, 32), Subject: "a", Roles: []string{"\xff"}},
+		"a scope that is no UTF-8": &bus.Credential{ID: "k", Type: bus.APIKey, Hash: make([]byte, 32), Subject: "a", Scope: "\xff"},
+		"a network that is none":   &bus.Credential{ID: "k", Type: bus.APIKey, Hash: make([]byte, 32), Subject: "a", Networks: make([]netip.Prefix, 1)},
+		"a kid that is no UTF-8":   &bus.KeyFact{KeyID: "\xff", Alg: "HS256", State: "active"},
+		"a body past its bound":    &bus.KeyFact{KeyID: "k", Alg: "HS256", State: "active", Sealed: []bus.SealedSecret{{Agent: "a", Box: make([]byte, bus.MaxBody)}}},
 	} {
 		if b, err := bus.Encode(f); err == nil {
 			t.Errorf("%s: encoded as %.60s", name, b)

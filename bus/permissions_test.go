@@ -128,7 +128,8 @@ func TestAgentMayNot(t *testing.T) {
 		"sidekey.live.key", "sidekey.live.revoke", "sidekey.live.tick",
 		"sidekey.checkpoint.manifest", "sidekey.checkpoint.chunk.x", "$SYS.REQ.SERVER.PING", "$SYS.ACCOUNT.SIDEKEY.CONNECT",
 		"_INBOX.x.y", "_INBOX_AGENT.x.y", "_INBOX_AGENT._eA.y", "_INBOX_JOIN.x.y", "_R_.x", "other",
-		"sidekey.ack._eQ", "sidekey.lease._eQ", "sidekey.status._eQ", "sidekey.ack", "sidekey.ack._eA.x", "sidekey.join.x", "sidekey.removed", // another agent's
+		"sidekey.ack._eQ", "sidekey.lease._eQ", "sidekey.status._eQ", "sidekey.used._eQ", "sidekey.basic._eQ", "sidekey.basic", "sidekey.basic._eA.x",
+		"sidekey.log.sealing", "sidekey.log.credential", "sidekey.live.sealing", "sidekey.ack", "sidekey.ack._eA.x", "sidekey.join.x", "sidekey.removed", // another agent's
 		"$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.USER.INFO", "$SYS.REQ.ACCOUNT.PING.CONNZ",
 	}
 	for _, stream := range streams() {
@@ -153,7 +154,7 @@ func TestAgentMayNot(t *testing.T) {
 		}
 	}
 	subscribe := []string{
-		">", "*", "sidekey.>", "sidekey.*.*", "sidekey.log.>", "sidekey.ack.*", "sidekey.status.*", "sidekey.join.*", "sidekey.removed", "sidekey.lease.*", "sidekey.grants",
+		">", "*", "sidekey.>", "sidekey.*.*", "sidekey.log.>", "sidekey.ack.*", "sidekey.status.*", "sidekey.used.*", "sidekey.basic.*", "sidekey.basic._eA", "sidekey.join.*", "sidekey.removed", "sidekey.lease.*", "sidekey.grants",
 		"sidekey.checkpoint.>", "_INBOX.>", "_INBOX.x.*", "_INBOX_AGENT.>", "_INBOX_AGENT._eQ.>", "_INBOX_AGENT.*.>", "_INBOX_JOIN.>", "_R_.>", "$SYS.>", "$JS.>", "$JS.API.>", "$JS.EVENT.>", "$KV.>", "$KV.sidekey_users.>",
 	}
 	for _, subject := range subscribe {
@@ -197,7 +198,7 @@ func TestAgentCannotBorrowTheServersHand(t *testing.T) {
 		{"$JS.API.DIRECT.GET.sidekey_log", `{"seq":1}`}, {"$JS.API.DIRECT.GET.sidekey_log", `{"seq":99999}`}, {"$JS.API.DIRECT.GET.sidekey_log", `{"seq":1,"batch":10}`},
 		{"$JS.API.DIRECT.GET.sidekey_log", `x`}, {"$JS.API.DIRECT.GET.sidekey_log.sidekey.log.revoke", ``},
 		{"$JS.API.DIRECT.GET.sidekey_checkpoint", `{"last_by_subj":"sidekey.checkpoint.manifest"}`}, {"$JS.API.DIRECT.GET.sidekey_checkpoint", `{"seq":1}`},
-		{"sidekey.ack._eA", `{}`}, {"sidekey.status._eA", `{}`}, {"sidekey.lease._eA", `{}`},
+		{"sidekey.ack._eA", `{}`}, {"sidekey.status._eA", `{}`}, {"sidekey.lease._eA", `{}`}, {"sidekey.used._eA", `{}`}, {"sidekey.basic._eA", `{}`},
 	}
 	for _, target := range targets {
 		for _, r := range requests {
@@ -270,7 +271,7 @@ func TestAgentMay(t *testing.T) {
 	if err := owner.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	for _, subject := range []string{"sidekey.ack._eA", "sidekey.status._eA", "sidekey.lease._eA"} {
+	for _, subject := range []string{"sidekey.ack._eA", "sidekey.status._eA", "sidekey.lease._eA", "sidekey.used._eA", "sidekey.basic._eA"} {
 		if m, err := agentRequest(agent, subject, "{}"); err != nil || string(m.Data) != "heard "+subject {
 			t.Errorf("speaking on %s: %v", subject, err)
 		}

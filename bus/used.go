@@ -102,6 +102,9 @@ func (f *Fleet) OnUsed(fn func(agent string, used map[string]int64)) (stop func(
 	if err != nil {
 		return nil, fmt.Errorf("listening to which credentials are used: %w", err)
 	}
+	if f.conn.Connected() {
+		f.conn.nc.FlushTimeout(attempt) //nolint:errcheck // it is heard of a little later, then
+	}
 	return func() { sub.Unsubscribe() }, nil //nolint:errcheck // the connection may be closed already
 }
 

@@ -183,6 +183,7 @@ type Issuer struct {
 	metrics *metrics
 	refresh refreshKeys
 	private privateKeys
+	sealing sealingKeys
 	turns   [256]sync.Mutex // by session: one refresh at a time in this process, so that only issuers compete
 }
 
@@ -271,12 +272,13 @@ func (c *Config) check() error {
 	return c.Hash.check()
 }
 
-// Run keeps the ring and the sessions in order until ctx ends: it makes the first key, rotates on
+// Run keeps the ring and the sessions in order until ctx ends: it makes the first keys, rotates on
 // schedule, activates what the agents have acknowledged, closes the sessions that it reads are
 // revoked and drops the expired ones. It returns nil when all that has stopped. Call it once.
 func (i *Issuer) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { i.keepRing(ctx) })
+	wg.Go(func() { i.keepSealing(ctx) })
 	wg.Go(func() { i.closeRevoked(ctx) })
 	wg.Go(func() { i.keepSwept(ctx) })
 	wg.Go(func() { i.keepRechecked(ctx) })

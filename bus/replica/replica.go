@@ -98,6 +98,9 @@ func New(cfg Config) *Replica {
 // Snapshot is what the Replica knows now. One atomic load.
 func (r *Replica) Snapshot() *Snapshot { return r.cur.Load() }
 
+// Time is the log's: that of the newest applied tick, zero before the first.
+func (r *Replica) Time() time.Time { return r.Snapshot().TickTime }
+
 // Head is the newest sequence that is known to exist; it may be ahead of what is applied.
 func (r *Replica) Head() uint64 { return max(r.head.Load(), r.Snapshot().Position.Seq) }
 

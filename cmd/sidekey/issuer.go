@@ -304,6 +304,7 @@ func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 	g.Go(func() error { p.books.Run(ctx); return nil })
 	g.Go(func() error { p.acknowledge(ctx); return nil })
 	g.Go(func() error { return p.issuer.Run(ctx) })
+	g.Go(func() error { return p.answerPasswords(ctx) })
 	g.Go(func() error {
 		replica.KeepCheckpoints(ctx, p.replica, p.entries, p.ledger.Image, checkpointEvery, checkpointEntries, p.log.Named("checkpoint"))
 		return nil
