@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"fmt"
+	"maps"
 	"net/http"
 	"strconv"
 	"time"
@@ -57,6 +58,7 @@ func (i *Issuer) adminRoutes() http.Handler {
 		"PATCH /admin/v1/users/{username}":  i.adminChangeUser,
 		"DELETE /admin/v1/users/{username}": i.adminDeleteUser,
 	}
+	maps.Copy(routes, i.clientRoutes())
 	for pattern, serve := range routes {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			status, answer, err := serve(r)

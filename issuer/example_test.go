@@ -20,7 +20,7 @@ func Example() {
 
 	i, err := issuer.New(issuer.Config{URL: "https://auth.example", Alg: keyring.EdDSA}, issuer.Parts{
 		Log: log, Replica: read, Feed: feed, Fleet: new(bustest.Fleet), Keys: keys,
-		Users: new(bustest.Bucket), Subjects: new(bustest.Bucket), Sessions: new(bustest.Bucket),
+		Users: new(bustest.Bucket), Subjects: new(bustest.Bucket), Sessions: new(bustest.Bucket), Clients: new(bustest.Bucket),
 	})
 	if err != nil {
 		fmt.Println(err)

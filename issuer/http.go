@@ -34,6 +34,7 @@ func (i *Issuer) PublicHandler() http.Handler {
 	mux := http.NewServeMux()
 	i.routeSimpleJWT(mux)
 	i.routeDevices(mux)
+	i.routeOAuth(mux)
 	mux.HandleFunc("GET /.well-known/jwks.json", i.serveJWKS)
 	if !i.cfg.OpsApart {
 		i.routeOps(mux)

@@ -76,6 +76,8 @@ type Config struct {
 	MaxSessions     int           // per user; refuses a new one, never ends an old one
 	RecheckEvery    time.Duration // how often the Directory is asked for the users with open sessions; 0: never
 
+	AllowPasswordGrant bool // POST /oauth2/token takes grant_type=password (RFC 6749 §4.3)
+
 	Alg          keyring.Alg
 	Bits         int
 	RotateEvery  time.Duration
@@ -88,7 +90,7 @@ type Config struct {
 	Hash       Hash // the cost of a password; zero: DefaultHash
 }
 
-// Parts are what an Issuer works on. All but Directory, Clients, Enrolment, Feed, Logger, Registry, Fresh and Now are needed.
+// Parts are what an Issuer works on. All but Directory, Enrolment, Feed, Logger, Registry, Fresh and Now are needed.
 type Parts struct {
 	Log     Log
 	Replica Replica
@@ -100,7 +102,7 @@ type Parts struct {
 	Users    Bucket // by user name
 	Subjects Bucket // by sub: whose it is
 	Sessions Bucket // by sub and sid
-	Clients  Bucket // kept for OAuth clients
+	Clients  Bucket // OAuth clients, and the assertions that they have used
 	Keys     Bucket // private keys, of the ring and of the refresh tokens
 
 	// Enrolment lets agents and issuers in. nil: nobody can be.
@@ -180,6 +182,7 @@ type Issuer struct {
 	now     func() time.Time
 	hash    *hasher
 	limits  *loginLimits
+	clients *clientLimits
 	metrics *metrics
 	refresh refreshKeys
 	private privateKeys
@@ -196,7 +199,7 @@ func New(cfg Config, parts Parts) (*Issuer, error) {
 	for name, missing := range map[string]bool{
 		"log": parts.Log == nil, "replica": parts.Replica == nil, "fleet": parts.Fleet == nil,
 		"users": parts.Users == nil, "subjects": parts.Subjects == nil, "sessions": parts.Sessions == nil,
-		"keys": parts.Keys == nil,
+		"clients": parts.Clients == nil, "keys": parts.Keys == nil,
 	} {
 		if missing {
 			return nil, fmt.Errorf("building the issuer: part %q is missing", name)
@@ -227,6 +230,7 @@ func New(cfg Config, parts Parts) (*Issuer, error) {
 	i.metrics = newMetrics(parts.Registry, parts.Replica, parts.ClockOff)
 	i.hash = newHasher(cfg.Hash, parts.Directory != nil, i.metrics.hashing)
 	i.limits = newLoginLimits(cfg.LoginLimit)
+	i.clients = newClientLimits(cfg.LoginLimit)
 	return i, nil
 }
 

@@ -68,6 +68,7 @@ func newIssuer(t testing.TB, b *testBus, with ...setup) *testIssuer {
 		log := b.real.Log(t)
 		source, parts.Log = log, log
 		parts.Users, parts.Subjects = b.real.Bucket(t, bus.BucketUsers), b.real.Bucket(t, bus.BucketSubjects)
+		parts.Clients = b.real.Bucket(t, bus.BucketClients)
 		parts.Sessions, parts.Keys = b.real.Bucket(t, bus.BucketSessions), b.real.Bucket(t, bus.BucketKeys)
 	}
 	for _, change := range with {

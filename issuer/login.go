@@ -26,6 +26,11 @@ func (i *Issuer) Login(ctx context.Context, c Credentials) (*Tokens, error) {
 }
 
 func (i *Issuer) login(ctx context.Context, c Credentials) (*Tokens, error) {
+	return i.loginFor(ctx, c, func(u *userRecord) (grant, error) { return grant{ClientID: i.cfg.DefaultClient, Scope: u.Scope}, nil })
+}
+
+// loginFor is login for what granted gives the user. Its error is given back as it is, and no session is begun.
+func (i *Issuer) loginFor(ctx context.Context, c Credentials, granted func(*userRecord) (grant, error)) (*Tokens, error) {
 	if err := i.limits.take(limitedName(c.Username), c.Address, i.now()); err != nil {
 		return nil, err
 	}
@@ -40,13 +45,18 @@ func (i *Issuer) login(ctx context.Context, c Credentials) (*Tokens, error) {
 		}
 		return nil, err
 	}
-	return i.begin(ctx, user, seq, grant{ClientID: i.cfg.DefaultClient, Scope: user.Scope})
+	g, err := granted(user)
+	if err != nil {
+		return nil, err
+	}
+	return i.begin(ctx, user, seq, g)
 }
 
 // grant is what a session is begun with, beside whose it is.
 type grant struct {
 	ClientID string
-	Scope    string // RFC 6749 §3.3; what the user has no more is not granted later either
+	Scope    string  // RFC 6749 §3.3; what the user has no more is not granted later either
+	Client   *caller // ClientID's, where it is registered; nil: none that bounds the tokens
 }
 
 // limitedName keeps names that no user can have from filling memory: they share one limit. Upper and lower case share one too,
@@ -147,8 +157,8 @@ func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64, g gran
 		AuthTime: now.Unix(), Seq: seq, Created: now.Unix(),
 	}
 	s.Mark = passwordMark(s.ID, user.Marker)
-	s.rotate(rr.signing.ID(), now, &i.cfg)
-	signing := i.sign(key, rr, s, user)
+	s.rotate(rr.signing.ID(), now, i.lifetimes(g.Client))
+	signing := i.sign(key, rr, s, user, ask{client: g.Client})
 	if i.cfg.MaxSessions > 0 {
 		n, err := i.countLive(ctx, user.ID)
 		if err != nil {
@@ -177,7 +187,7 @@ func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64, g gran
 
 // sign makes the session's current tokens in the background; the function returned waits for
 // them. They may be handed out only once the record is written.
-func (i *Issuer) sign(key *keyring.Key, rr *refreshRing, s *session, user *userRecord) func() (*Tokens, error) {
+func (i *Issuer) sign(key *keyring.Key, rr *refreshRing, s *session, user *userRecord, a ask) func() (*Tokens, error) {
 	type result struct {
 		*Tokens
 		error
@@ -185,7 +195,7 @@ func (i *Issuer) sign(key *keyring.Key, rr *refreshRing, s *session, user *userR
 	done := make(chan result, 1)
 	now := *s
 	go func() {
-		t, err := i.tokens(key, rr, &now, user)
+		t, err := i.tokens(key, rr, &now, user, a)
 		done <- result{t, err}
 	}()
 	return func() (*Tokens, error) {
@@ -195,16 +205,16 @@ func (i *Issuer) sign(key *keyring.Key, rr *refreshRing, s *session, user *userR
 }
 
 // tokens signs what the record says.
-func (i *Issuer) tokens(key *keyring.Key, rr *refreshRing, s *session, user *userRecord) (*Tokens, error) {
+func (i *Issuer) tokens(key *keyring.Key, rr *refreshRing, s *session, user *userRecord, a ask) (*Tokens, error) {
 	refresh, err := i.refreshToken(rr, s)
 	if err != nil {
 		return nil, err
 	}
 	granted := *s
-	granted.Scope = narrow(s.Scope, user.Scope)
+	granted.Scope = a.narrowed(narrow(s.Scope, user.Scope))
 	access, err := i.accessToken(key, &granted, user.Roles)
 	if err != nil {
 		return nil, err
 	}
-	return &Tokens{Access: access, Refresh: refresh, SessionID: s.ID, ExpiresAt: unix(s.AccessExpires)}, nil
+	return &Tokens{Access: access, Refresh: refresh, SessionID: s.ID, Scope: granted.Scope, ExpiresAt: unix(s.AccessExpires)}, nil
 }

@@ -21,22 +21,31 @@ var errAgain = errors.New("read again")
 
 // Refresh exchanges a refresh token for its successor and a new access token. A retry within the
 // grace time, while the successor is unused, gets that same successor. Any other second use ends
-// the session everywhere. The errors are *keyring.Denial, ErrNoAccount and ErrUnavailable.
+// the session everywhere. A session of a confidential client is refused: that authenticates at /oauth2/token.
+// The errors are *keyring.Denial, ErrNoAccount and ErrUnavailable.
 func (i *Issuer) Refresh(ctx context.Context, token string) (*Tokens, error) {
-	tokens, err := i.doRefresh(ctx, token)
+	return i.refreshFor(ctx, token, ask{})
+}
+
+// refreshFor is Refresh for a client, which may ask for less. What it may not have is an *oauthError.
+func (i *Issuer) refreshFor(ctx context.Context, token string, a ask) (*Tokens, error) {
+	tokens, err := i.doRefresh(ctx, token, a)
 	i.metrics.refreshes.WithLabelValues(outcome(err)).Inc()
 	return tokens, err
 }
 
-func (i *Issuer) doRefresh(ctx context.Context, token string) (*Tokens, error) {
+func (i *Issuer) doRefresh(ctx context.Context, token string, a ask) (*Tokens, error) {
 	t, rr, err := i.proveRefresh(ctx, token)
 	if err != nil {
+		return nil, err
+	}
+	if err := i.mayRefresh(ctx, t, &a); err != nil {
 		return nil, err
 	}
 	turn := i.turn(t.Claims.SessionID)
 	turn.Lock()
 	defer turn.Unlock()
-	at := &presented{Token: t, rr: rr}
+	at := &presented{Token: t, rr: rr, ask: a}
 	for attempt := range maxAttempts {
 		settle := i.vouch()
 		tokens, err := i.exchange(ctx, at)
@@ -61,6 +70,7 @@ func (i *Issuer) doRefresh(ctx context.Context, token string) (*Tokens, error) {
 type presented struct {
 	*keyring.Token
 	rr    *refreshRing
+	ask   ask
 	tried []string
 }
 
@@ -90,7 +100,7 @@ func (i *Issuer) exchange(ctx context.Context, p *presented) (*Tokens, error) {
 		return nil, err
 	}
 	if slices.Contains(p.tried, s.AccessID) {
-		return i.tokens(key, p.rr, s, user)
+		return i.tokens(key, p.rr, s, user, p.ask)
 	}
 	now := i.now()
 	verdict := s.judge(p.Claims.Gen, now, i.cfg.RefreshGrace)
@@ -103,9 +113,9 @@ func (i *Issuer) exchange(ctx context.Context, p *presented) (*Tokens, error) {
 		if p.rr, err = i.refreshRing(ctx, now.Add(-refreshKeyAge)); err != nil {
 			return nil, err
 		}
-		s.rotate(p.rr.signing.ID(), now, &i.cfg)
+		s.rotate(p.rr.signing.ID(), now, i.lifetimes(p.ask.client))
 	case useAgain:
-		s.renew(now, &i.cfg)
+		s.renew(now, i.lifetimes(p.ask.client))
 		if p.rr.byID[s.KeyID] == nil { // another issuer signed with a newer key
 			if p.rr, err = i.refreshRing(ctx, now); err != nil {
 				return nil, err
@@ -113,7 +123,7 @@ func (i *Issuer) exchange(ctx context.Context, p *presented) (*Tokens, error) {
 		}
 	}
 	p.tried = append(p.tried, s.AccessID)
-	signing := i.sign(key, p.rr, s, user)
+	signing := i.sign(key, p.rr, s, user, p.ask)
 	if _, err := i.Sessions.Update(ctx, s.name(), encode(s), revision); err != nil {
 		_, _ = signing() // never handed out
 		i.log.Debug("a session's compare-and-set failed, reading it again", "sid", s.ID, "error", err)

@@ -126,8 +126,8 @@ func (i *Issuer) takeTurn(ctx context.Context, what string, every time.Duration)
 
 // Sweep drops the records of sessions that have expired, closes those that are revoked but open,
 // appends again the revocations that end too early for what a closed record shows (in both cases a
-// crash came between), and drops the private halves of keys that have ended. Run calls it; calling
-// it more often is harmless.
+// crash came between), and drops the private halves of keys that have ended and the assertions that clients
+// used and that have expired. Run calls it; calling it more often is harmless.
 func (i *Issuer) Sweep(ctx context.Context) error {
 	recs, revisions, err := i.listSessions(ctx, "")
 	if err != nil {
@@ -155,7 +155,7 @@ func (i *Issuer) Sweep(ctx context.Context) error {
 	if dropped+closed > 0 {
 		i.log.Info("swept the sessions", "dropped", dropped, "closed", closed)
 	}
-	return i.dropPrivate(ctx)
+	return errors.Join(i.dropPrivate(ctx), i.dropAssertions(ctx))
 }
 
 // dropPrivate deletes the private halves of keys that are retired or revoked.

@@ -15,6 +15,7 @@ import (
 type Tokens struct {
 	Access, Refresh string
 	SessionID       string
+	Scope           string    // of the access token
 	ExpiresAt       time.Time // of the access token
 }
 

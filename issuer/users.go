@@ -141,7 +141,7 @@ func (i *Issuer) claimSubject(ctx context.Context, sub, username string) (uint64
 		return 0, unavailable("claiming id", sub, err)
 	}
 	if string(held.Value) != username {
-		return 0, fmt.Errorf("adding a user with id %q: %w", sub, ErrExists)
+		return 0, fmt.Errorf("claiming the id %q: %w", sub, ErrExists)
 	}
 	return 0, nil
 }
@@ -333,13 +333,8 @@ func (rec *userRecord) check() error {
 	if !validScope(rec.Scope) {
 		return &InputError{"scope", "must be words of printable ASCII without quote and backslash, one blank between them, 1024 bytes at most (RFC 6749 §3.3)"}
 	}
-	if len(rec.Roles) > 64 {
-		return &InputError{"roles", "must be 64 at most"}
-	}
-	for _, role := range rec.Roles {
-		if len(role) < 1 || len(role) > 128 || !printable(role) || strings.Contains(role, ",") {
-			return &InputError{"roles", "must each be 1 to 128 bytes without comma and control characters"}
-		}
+	if err := checkRoles(rec.Roles); err != nil {
+		return err
 	}
 	if len(rec.Email) > 254 || !printable(rec.Email) {
 		return &InputError{"email", "must be 254 bytes at most, without control characters"}
@@ -352,6 +347,18 @@ func (rec *userRecord) check() error {
 	}
 	if rec.Roles == nil {
 		rec.Roles = []string{}
+	}
+	return nil
+}
+
+func checkRoles(roles []string) error {
+	if len(roles) > 64 {
+		return &InputError{"roles", "must be 64 at most"}
+	}
+	for _, role := range roles {
+		if len(role) < 1 || len(role) > 128 || !printable(role) || strings.Contains(role, ",") {
+			return &InputError{"roles", "must each be 1 to 128 bytes without comma and control characters"}
+		}
 	}
 	return nil
 }

@@ -58,8 +58,14 @@ type Claims struct {
 	HasSessionSeq bool   // session_seq is there (it may be 0)
 	ClientID      string
 	Scope         string
-	AuthTime      NumericDate
-	TokenType     string // token_type: "access", "refresh", "sliding"
+
+	// Of exchanged tokens (RFC 8693), which two clients answer for: ClientID is who exchanged, and its cutoffs
+	// compare ClientSeq; SubjectClientID is the client of the token that was exchanged, whose compare SessionSeq.
+	ClientSeq       uint64 // client_seq
+	SubjectClientID string // subject_client_id; "": the token was not exchanged
+
+	AuthTime  NumericDate
+	TokenType string // token_type: "access", "refresh", "sliding"
 
 	UserIDClaim string   // the name of the user id's claim; making only, "" means user_id
 	UserID      string   // read from user_id, where that is a string
@@ -74,7 +80,7 @@ type Claims struct {
 // claimNames are the claims that mean something here. No other claim may be named like one but for case.
 var claimNames = []string{
 	"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "sid", "session_seq", "client_id", "scope", "auth_time",
-	"token_type", "user_id", "roles", "gen", "csrf",
+	"token_type", "user_id", "roles", "gen", "csrf", "client_seq", "subject_client_id",
 }
 
 // MarshalJSON writes the claims for signing.
@@ -113,6 +119,10 @@ func (c Claims) MarshalJSON() ([]byte, error) {
 		w.add("gen", c.Gen)
 	}
 	w.text("csrf", c.CSRF)
+	if c.ClientSeq != 0 {
+		w.add("client_seq", c.ClientSeq)
+	}
+	w.text("subject_client_id", c.SubjectClientID)
 	for _, name := range slices.Sorted(maps.Keys(c.Extra)) {
 		if name == c.UserIDClaim {
 			return nil, fmt.Errorf("writing claims: %q is the user id's claim and cannot be a custom one", name)
@@ -252,6 +262,10 @@ func (r *claimsReader) claim(name []byte, v strictjson.Value) error {
 		r.Gen, ok = v.Uint()
 	case "csrf":
 		r.CSRF, ok = v.Text()
+	case "client_seq":
+		r.ClientSeq, ok = v.Uint()
+	case "subject_client_id":
+		r.SubjectClientID, ok = v.Text()
 	}
 	if !ok {
 		return claimError(name)

@@ -161,9 +161,11 @@ func (r *Replica) Wait(ctx context.Context, seq uint64) error {
 // IDs are the fingerprints of what a token can be revoked by, made once and kept with the token.
 type IDs struct {
 	jti, sid, sub, client id
+	origin                id // of an exchanged token: the client of the token that was exchanged
 	hasSID, hasSub        bool
 	hasClient, hasSeq     bool
-	seq                   uint64
+	hasOrigin             bool
+	seq, clientSeq        uint64
 	iat                   int64
 }
 
@@ -172,8 +174,11 @@ func Fingerprint(c *keyring.Claims) IDs {
 	ids := IDs{
 		jti:    fingerprint('j', c.ID),
 		hasSID: c.SessionID != "", hasSub: c.Subject != "", hasClient: c.ClientID != "",
-		hasSeq: c.HasSessionSeq, seq: c.SessionSeq,
+		hasSeq: c.HasSessionSeq, seq: c.SessionSeq, clientSeq: c.SessionSeq,
 		iat: int64(c.IssuedAt),
+	}
+	if c.SubjectClientID != "" {
+		ids.origin, ids.hasOrigin, ids.clientSeq = fingerprint('c', c.SubjectClientID), true, c.ClientSeq
 	}
 	if ids.hasSID {
 		ids.sid = fingerprint('s', c.SessionID)
@@ -193,7 +198,8 @@ func (r *Replica) Revoked(ids *IDs) bool {
 	return r.revoked.has(ids.jti) ||
 		ids.hasSID && r.revoked.has(ids.sid) ||
 		ids.hasSub && r.cutoffs.refuses(ids.sub, ids.seq, ids.hasSeq, ids.iat) ||
-		ids.hasClient && r.cutoffs.refuses(ids.client, ids.seq, ids.hasSeq, ids.iat)
+		ids.hasClient && r.cutoffs.refuses(ids.client, ids.clientSeq, ids.hasSeq, ids.iat) ||
+		ids.hasOrigin && r.cutoffs.refuses(ids.origin, ids.seq, ids.hasSeq, ids.iat)
 }
 
 // Forgotten tells whether the revocation of a token that ends at exp (NumericDate, leeway

@@ -258,6 +258,7 @@ func TestUsageErrors(t *testing.T) {
 	for args, want := range map[string]string{
 		"":                           "sidekey needs a command: ",
 		"usrs":                       `unknown command "usrs" for sidekey; did you mean "users"?`,
+		"clients":                    "sidekey clients needs a command: add, delete, disable, enable, list, rotate, show",
 		"users":                      "sidekey users needs a command: add, delete, disable, enable, list, passwd",
 		"users add":                  "accepts 1 arg(s), received 0",
 		"users add a b":              "accepts 1 arg(s), received 2",

@@ -50,6 +50,7 @@ type IssuerConfig struct {
 	RefreshLifetime time.Duration `toml:"refresh_lifetime" help:"how long a refresh token lives, and so an unused session"`
 	RefreshGrace    time.Duration `toml:"refresh_grace" help:"how long the retry of a refresh gets the same answer"`
 	MaxSessions     int           `toml:"max_sessions" help:"open sessions of one user"`
+	AllowPassword   bool          `toml:"allow_password_grant" help:"POST /oauth2/token takes grant_type=password"`
 	OpsListen       string        `toml:"ops_listen" help:"address of the issuer's health and metrics (default issuer.listen)"`
 	TLSCert         string        `toml:"tls_cert" help:"certificate chain (PEM) of listen and admin_listen; a changed file is read again"`
 	TLSKey          string        `toml:"tls_key" help:"its private key (PEM)"`

@@ -30,7 +30,7 @@ var agentName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 // ownClaims are the claims that sidekey or RFC 7519 gives a meaning, so that user_id_claim cannot be one of them.
 var ownClaims = []string{
 	"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "sid", "session_seq", "client_id", "scope", "auth_time",
-	"token_type", "roles", "gen", "csrf",
+	"token_type", "roles", "gen", "csrf", "client_seq", "subject_client_id",
 }
 
 // validate judges a resolved configuration. The first error names the key, and where its value came from.

@@ -1,0 +1,121 @@
+package issuer
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// oauthRevoke is POST /oauth2/revoke (RFC 7009): a refresh token ends its session, an access token itself. What is no token of
+// ours is done already. token_type_hint is not needed.
+func (i *Issuer) oauthRevoke(r *http.Request, f form, c *caller) (any, error) {
+	token := f.get("token")
+	if token == "" {
+		return nil, oauthFault(invalidRequest, "the parameter token is missing")
+	}
+	t, err := i.signedHere(r.Context(), token)
+	if keyring.ReasonOf(err) != "" {
+		return struct{}{}, nil // RFC 7009 §2.2
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := i.mayRevoke(r.Context(), t, c); err != nil {
+		i.refusal(r.Context(), "revocation refused: the token is another client's", "client_id", c.ID, "owner", t.Claims.ClientID, "jti", t.Claims.ID)
+		return nil, err
+	}
+	if _, err := i.Revoke(r.Context(), Target{Token: token, Reason: "revoked by its client"}); err != nil {
+		return nil, err
+	}
+	return struct{}{}, nil
+}
+
+// signedHere gives an access or refresh token of ours, whatever has become of it.
+func (i *Issuer) signedHere(ctx context.Context, token string) (*keyring.Token, error) {
+	t, err := i.Replica.Snapshot().Ring.Prove(token, keyring.AccessToken)
+	if keyring.ReasonOf(err) != keyring.WrongType {
+		return t, err
+	}
+	rr, err := i.refreshRing(ctx, i.now().Add(-refreshKeyAge))
+	if err != nil {
+		return nil, err
+	}
+	return rr.ring.Prove(token, keyring.RefreshToken)
+}
+
+// mayRevoke holds RFC 7009 §2.1: a client revokes its own tokens. What belongs to no confidential client may be revoked by
+// whoever holds it and names nobody else.
+func (i *Issuer) mayRevoke(ctx context.Context, t *keyring.Token, c *caller) error {
+	owner := t.Claims.ClientID
+	if c.ID == owner {
+		return nil
+	}
+	if i.isDefault(c) {
+		rec, _, err := i.client(ctx, owner)
+		switch {
+		case errors.Is(err, ErrNotFound):
+			return nil
+		case err != nil:
+			return err
+		case rec.confidential():
+			return errClient(false)
+		}
+		return nil
+	}
+	return oauthFault(unauthorizedClient, "the token was issued to another client")
+}
+
+// inactive is RFC 7662 §2.2's answer to everything that is not to be told more of.
+var inactive = json.RawMessage(`{"active":false}`)
+
+// oauthIntrospect is POST /oauth2/introspect (RFC 7662), for clients that have proven who they are: a client is told of its
+// own tokens, and of access tokens for an audience of its own.
+func (i *Issuer) oauthIntrospect(r *http.Request, f form, c *caller) (any, error) {
+	if !c.proven {
+		return nil, errClient(true)
+	}
+	token := f.get("token")
+	if token == "" {
+		return nil, oauthFault(invalidRequest, "the parameter token is missing")
+	}
+	var t *keyring.Token
+	err := i.vouchFor(func() (err error) {
+		t, err = i.introspected(r.Context(), token)
+		return err
+	})
+	if keyring.ReasonOf(err) != "" || err == nil && !concerns(t, c) {
+		return inactive, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	members := bytes.TrimLeft(t.Claims.Raw, " \t\r\n{") // a token has claims: iss, aud and exp are required
+	return json.RawMessage(append([]byte(`{"active":true,`), members...)), nil
+}
+
+// introspected gives an access or refresh token that stands now, as check judges it.
+func (i *Issuer) introspected(ctx context.Context, token string) (*keyring.Token, error) {
+	t, err := i.proveAny(token)
+	if keyring.ReasonOf(err) != keyring.WrongType {
+		return t, err
+	}
+	if err := i.check(ctx, token); err != nil {
+		return nil, err
+	}
+	t, _, err = i.proveRefresh(ctx, token)
+	return t, err
+}
+
+// concerns tells whether a client has to do with a token.
+func concerns(t *keyring.Token, c *caller) bool {
+	if t.Claims.ClientID == c.ID || t.Claims.SubjectClientID == c.ID {
+		return true
+	}
+	return t.Type == keyring.AccessToken &&
+		slices.ContainsFunc(t.Claims.Audience, func(aud string) bool { return slices.Contains(c.Audiences, aud) })
+}
