@@ -21,10 +21,12 @@ const (
 	BucketSubjects = "subjects"
 	BucketSessions = "sessions"
 	BucketClients  = "clients"
-	BucketKeys     = "keys"   // private keys
-	BucketAgents   = "agents" // agents that joined: Member
-	BucketIssuers  = "issuers"
-	BucketJoins    = "joins" // join tokens: who they are for, and whether they are used
+	// BucketCredentials has API keys and opaque tokens, without their texts.
+	BucketCredentials = "credentials"
+	BucketKeys        = "keys"   // private keys
+	BucketAgents      = "agents" // agents that joined: Member
+	BucketIssuers     = "issuers"
+	BucketJoins       = "joins" // join tokens: who they are for, and whether they are used
 )
 
 // Record is one record of a state bucket, opened. Revision is what Update and Delete compare: it

@@ -57,6 +57,15 @@ func (i *Issuer) adminRoutes() http.Handler {
 		"GET /admin/v1/users/{username}":    i.adminUser,
 		"PATCH /admin/v1/users/{username}":  i.adminChangeUser,
 		"DELETE /admin/v1/users/{username}": i.adminDeleteUser,
+
+		"GET /admin/v1/credentials":              i.adminListCredentials,
+		"POST /admin/v1/credentials":             i.adminAddCredential,
+		"POST /admin/v1/credentials/import":      i.adminImportCredentials,
+		"GET /admin/v1/credentials/{id}":         i.adminCredential,
+		"PATCH /admin/v1/credentials/{id}":       i.adminChangeCredential,
+		"DELETE /admin/v1/credentials/{id}":      i.adminDeleteCredential,
+		"POST /admin/v1/credentials/{id}/revoke": i.adminRevokeCredential,
+		"POST /admin/v1/credentials/{id}/rotate": i.adminRotateCredential,
 	}
 	maps.Copy(routes, i.clientRoutes())
 	for pattern, serve := range routes {

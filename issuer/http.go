@@ -146,7 +146,10 @@ func (i *Issuer) fail(w http.ResponseWriter, r *http.Request, err error) {
 	var body *bodyError
 	var busy *BusyError
 	var denied *keyring.Denial
+	var conflict *ConflictError
 	switch {
+	case errors.As(err, &conflict):
+		problem(w, http.StatusConflict, conflict.Error())
 	case errors.As(err, &body):
 		problem(w, body.status, body.Error())
 	case errors.As(err, &input):
@@ -158,7 +161,7 @@ func (i *Issuer) fail(w http.ResponseWriter, r *http.Request, err error) {
 		problem(w, busy.status(), busy.Error())
 	case errors.Is(err, ErrNotFound):
 		problem(w, http.StatusNotFound, err.Error())
-	case errors.Is(err, ErrExists), errors.Is(err, ErrElsewhere):
+	case errors.Is(err, ErrExists), errors.Is(err, ErrElsewhere), errors.Is(err, ErrTooManyCredentials):
 		problem(w, http.StatusConflict, err.Error())
 	case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		i.log.Warn("could not answer a request", "route", r.Pattern, "error", err)

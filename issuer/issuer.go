@@ -46,6 +46,12 @@ type Replica interface {
 	Changed() <-chan struct{}
 	Keys() []*bus.KeyFact
 	Revocations() int
+	// CredentialByID gives an API key or opaque token as the log has it, nil: it has none.
+	CredentialByID(id string) *replica.Credential
+	CredentialRevoked(c *replica.Credential) bool
+	CredentialCutAt(c *replica.Credential) int64
+	// ListCredentials gives all of them.
+	ListCredentials() []*replica.Credential
 }
 
 // Fleet tells of the agents. An issuer asks it before a key may sign.
@@ -61,7 +67,7 @@ type Fleet interface {
 }
 
 // Config is what the operator chooses. Zero values take the defaults of API.md §1, but for
-// MaxSessions, RotateEvery, PublishAhead, Leeway, RefreshGrace and LoginLimit, where zero means none.
+// MaxSessions, MaxCredentials, RotateEvery, PublishAhead, Leeway, RefreshGrace and LoginLimit, where zero means none.
 type Config struct {
 	URL           string // iss of every token
 	Audience      string // aud of tokens that ask for none; "": URL
@@ -75,6 +81,7 @@ type Config struct {
 	RefreshGrace    time.Duration // how long the first use of a refresh token may be repeated
 	MaxSessions     int           // per user; refuses a new one, never ends an old one
 	RecheckEvery    time.Duration // how often the Directory is asked for the users with open sessions; 0: never
+	MaxCredentials  int           // API keys and opaque tokens per user that can be used; refuses a new one. 0: any number
 
 	AllowPasswordGrant bool // POST /oauth2/token takes grant_type=password (RFC 6749 §4.3)
 
@@ -90,7 +97,7 @@ type Config struct {
 	Hash       Hash // the cost of a password; zero: DefaultHash
 }
 
-// Parts are what an Issuer works on. All but Directory, Enrolment, Feed, Logger, Registry, Fresh and Now are needed.
+// Parts are what an Issuer works on. All but Directory, Credentials, Enrolment, Feed, Logger, Registry, Fresh and Now are needed.
 type Parts struct {
 	Log     Log
 	Replica Replica
@@ -104,6 +111,8 @@ type Parts struct {
 	Sessions Bucket // by sub and sid
 	Clients  Bucket // OAuth clients, and the assertions that they have used
 	Keys     Bucket // private keys, of the ring and of the refresh tokens
+	// Credentials has API keys and opaque tokens, by sub and id. nil: this issuer keeps none.
+	Credentials Bucket
 
 	// Enrolment lets agents and issuers in. nil: nobody can be.
 	Enrolment Enrolment
@@ -154,6 +163,11 @@ var (
 	ErrUnavailable = errors.New("the issuer cannot answer now; try again")
 )
 
+// ConflictError means that something cannot be done as things stand. Problem is safe to show.
+type ConflictError struct{ Problem string }
+
+func (e *ConflictError) Error() string { return e.Problem }
+
 // BusyError means that too much was asked at once. The zero RetryAfter never occurs.
 type BusyError struct {
 	Limited    bool // the caller's own limit (429), not the whole issuer's (503)
@@ -187,6 +201,8 @@ type Issuer struct {
 	refresh refreshKeys
 	private privateKeys
 	sealing sealingKeys
+	amends  chan struct{}   // holds one token while nobody changes a credential
+	uses    uses            // of credentials, not written yet
 	turns   [256]sync.Mutex // by session: one refresh at a time in this process, so that only issuers compete
 }
 
@@ -231,6 +247,8 @@ func New(cfg Config, parts Parts) (*Issuer, error) {
 	i.hash = newHasher(cfg.Hash, parts.Directory != nil, i.metrics.hashing)
 	i.limits = newLoginLimits(cfg.LoginLimit)
 	i.clients = newClientLimits(cfg.LoginLimit)
+	i.amends = make(chan struct{}, 1)
+	i.amends <- struct{}{}
 	return i, nil
 }
 
@@ -267,7 +285,7 @@ func (c *Config) check() error {
 		return errors.New(`"issuer.url" is empty: it is the "iss" of every token`)
 	case c.AccessLifetime < time.Second || c.RefreshLifetime < c.AccessLifetime:
 		return fmt.Errorf(`"issuer.access_lifetime" (%s) must be at least 1s and no longer than "issuer.refresh_lifetime" (%s)`, c.AccessLifetime, c.RefreshLifetime)
-	case c.RefreshGrace < 0, c.PublishAhead < 0, c.RotateEvery < 0, c.Leeway < 0, c.RotateWait < 0, c.RecheckEvery < 0, c.MaxSessions < 0, c.LoginLimit < 0:
+	case c.RefreshGrace < 0, c.PublishAhead < 0, c.RotateEvery < 0, c.Leeway < 0, c.RotateWait < 0, c.RecheckEvery < 0, c.MaxSessions < 0, c.MaxCredentials < 0, c.LoginLimit < 0:
 		return errors.New("a duration or a count is negative")
 	}
 	if _, err := keyring.ParseAlg(string(c.Alg)); err != nil {
@@ -286,6 +304,7 @@ func (i *Issuer) Run(ctx context.Context) error {
 	wg.Go(func() { i.closeRevoked(ctx) })
 	wg.Go(func() { i.keepSwept(ctx) })
 	wg.Go(func() { i.keepRechecked(ctx) })
+	wg.Go(func() { i.keepUses(ctx) })
 	wg.Wait()
 	return nil
 }

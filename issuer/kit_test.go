@@ -27,6 +27,7 @@ type testBus struct {
 	log                                     *bustest.Log
 	fleet                                   *bustest.Fleet
 	users, subjects, sessions, clients, key bustest.Bucket
+	credentials                             bustest.Bucket
 }
 
 func newBus() *testBus { return &testBus{log: bustest.NewLog(), fleet: new(bustest.Fleet)} }
@@ -59,7 +60,7 @@ func newIssuer(t testing.TB, b *testBus, with ...setup) *testIssuer {
 		Leeway: 5 * time.Second, Hash: issuer.Hash{Memory: 8, Time: 1, Threads: 1},
 	}
 	parts := issuer.Parts{
-		Log: b.log, Fleet: b.fleet, Users: &b.users, Subjects: &b.subjects, Sessions: &b.sessions, Clients: &b.clients, Keys: &b.key,
+		Log: b.log, Fleet: b.fleet, Users: &b.users, Subjects: &b.subjects, Sessions: &b.sessions, Clients: &b.clients, Keys: &b.key, Credentials: &b.credentials,
 		Feed:   feed,
 		Logger: hclog.New(&hclog.LoggerOptions{Output: ti.logged, Level: hclog.Trace}),
 	}
@@ -70,6 +71,7 @@ func newIssuer(t testing.TB, b *testBus, with ...setup) *testIssuer {
 		parts.Users, parts.Subjects = b.real.Bucket(t, bus.BucketUsers), b.real.Bucket(t, bus.BucketSubjects)
 		parts.Clients = b.real.Bucket(t, bus.BucketClients)
 		parts.Sessions, parts.Keys = b.real.Bucket(t, bus.BucketSessions), b.real.Bucket(t, bus.BucketKeys)
+		parts.Credentials = b.real.Bucket(t, bus.BucketCredentials)
 	}
 	for _, change := range with {
 		change(&cfg, &parts)

@@ -1,9 +1,11 @@
 package issuer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/sidekey/sidekey/bus"
@@ -12,8 +14,8 @@ import (
 
 // Target is what a revocation withdraws: exactly one member but Reason is set.
 type Target struct {
-	Token     string `json:"token"`     // an access token: itself; a refresh token: its session
-	ID        string `json:"jti"`       // one token
+	Token     string `json:"token"`     // an access token: itself; a refresh token: its session; a credential's text: that
+	ID        string `json:"jti"`       // one token, or credential
 	SessionID string `json:"sid"`       // a session and all its tokens
 	Subject   string `json:"sub"`       // everything of that user that began before now
 	ClientID  string `json:"client_id"` // everything of that client that began before now
@@ -77,18 +79,39 @@ func (i *Issuer) revoke(ctx context.Context, t *Target) (bus.Position, error) {
 	case t.Token != "":
 		return i.revokeToken(ctx, t)
 	case t.ID != "":
+		if pos, err := i.revokeNamed(ctx, t.ID, t.Reason); !errors.Is(err, ErrNotFound) {
+			return pos, err
+		}
 		return i.append(ctx, &bus.Revocation{ID: t.ID, ExpiresAt: i.longest().Unix(), Reason: t.Reason})
 	case t.SessionID != "":
 		return i.revokeSession(ctx, t.SessionID, t.Reason)
-	case t.Subject != "":
-		return i.cutoff(ctx, &bus.Revocation{Subject: t.Subject, Reason: t.Reason})
 	}
-	return i.cutoff(ctx, &bus.Revocation{ClientID: t.ClientID, Reason: t.Reason})
+	// The cutoff refuses all credentials at once. It is forgotten one day, so each is withdrawn too.
+	pos, err := i.cutoff(ctx, &bus.Revocation{Subject: t.Subject, ClientID: t.ClientID, Reason: t.Reason})
+	if err != nil {
+		return pos, err
+	}
+	last, err := i.endCredentialsOf(ctx, t.Subject, t.ClientID, cmp.Or(t.Reason, "revoked"))
+	return later(pos, last), err
+}
+
+// revokeNamed revokes the credential of an id. ErrNotFound: it is no credential's.
+func (i *Issuer) revokeNamed(ctx context.Context, id, reason string) (bus.Position, error) {
+	if i.Credentials == nil || !isCredentialID(id) {
+		return bus.Position{}, ErrNotFound
+	}
+	return i.revokeCredential(ctx, id, cmp.Or(reason, "revoked"))
 }
 
 // revokeToken revokes what it can prove was signed here. A token that has expired is as good as
 // revoked, but is revoked all the same (RFC 7009 §2.2): clocks differ.
 func (i *Issuer) revokeToken(ctx context.Context, t *Target) (bus.Position, error) {
+	if strings.Count(t.Token, ".") != 2 { // no JWS: the text of a credential, or nonsense
+		pos, err := i.revokeNamed(ctx, credentialID(bus.HashCredential([]byte(t.Token))), t.Reason)
+		if !errors.Is(err, ErrNotFound) {
+			return pos, err
+		}
+	}
 	tok, err := i.Replica.Snapshot().Ring.Prove(t.Token, keyring.AccessToken)
 	if err == nil {
 		exp := max(tok.Claims.ExpiresAt.Time().Unix(), i.now().Unix()) + i.tail()

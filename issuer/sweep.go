@@ -90,6 +90,9 @@ func (i *Issuer) keepSwept(ctx context.Context) {
 			if err := i.Sweep(ctx); err != nil && ctx.Err() == nil {
 				i.log.Warn("could not sweep the sessions, trying again later", "error", err)
 			}
+			if err := i.SweepCredentials(ctx); err != nil && ctx.Err() == nil {
+				i.log.Warn("could not sweep the credentials, trying again later", "error", err)
+			}
 		}
 		t := time.NewTimer(jitter(i.sweepPause()))
 		select {

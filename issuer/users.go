@@ -232,7 +232,11 @@ func (i *Issuer) changeUser(ctx context.Context, username string, ch UserChange)
 		switch {
 		case err == nil:
 			i.audit.Info("user changed", "username", username, "sub", rec.ID, "password_changed", ch.Password != nil, "disabled", rec.Disabled)
-			return &rec.User, cut, nil
+			if ch.Disabled == nil && ch.Scope == nil && ch.Roles == nil {
+				return &rec.User, cut, nil
+			}
+			last, err := i.followUser(ctx, rec)
+			return &rec.User, later(cut, last), err
 		case !errors.Is(err, bus.ErrConflict):
 			return nil, cut, unavailable("changing user", username, err)
 		case !pause(ctx, attempt):
@@ -293,7 +297,8 @@ func (i *Issuer) deleteUser(ctx context.Context, username string) (cut bus.Posit
 				i.releaseSubject(ctx, rec.ID, held.Revision)
 			}
 			i.audit.Info("user deleted", "username", username, "sub", rec.ID)
-			return cut, nil
+			last, err := i.endCredentialsOf(ctx, rec.ID, "", "user deleted")
+			return later(cut, last), err
 		case !errors.Is(err, bus.ErrConflict):
 			return cut, unavailable("deleting user", username, err)
 		case !pause(ctx, attempt):

@@ -51,6 +51,7 @@ type IssuerConfig struct {
 	RefreshGrace    time.Duration `toml:"refresh_grace" help:"how long the retry of a refresh gets the same answer"`
 	MaxSessions     int           `toml:"max_sessions" help:"open sessions of one user"`
 	AllowPassword   bool          `toml:"allow_password_grant" help:"POST /oauth2/token takes grant_type=password"`
+	MaxCredentials  int           `toml:"max_credentials" help:"usable API keys and opaque tokens of one user"`
 	OpsListen       string        `toml:"ops_listen" help:"address of the issuer's health and metrics (default issuer.listen)"`
 	TLSCert         string        `toml:"tls_cert" help:"certificate chain (PEM) of listen and admin_listen; a changed file is read again"`
 	TLSKey          string        `toml:"tls_key" help:"its private key (PEM)"`
@@ -112,6 +113,7 @@ func defaultConfig() Config {
 			RefreshLifetime: 168 * time.Hour,
 			RefreshGrace:    30 * time.Second,
 			MaxSessions:     1000,
+			MaxCredentials:  1000,
 		},
 		Keys: KeysConfig{
 			Alg:          string(keyring.RS256),

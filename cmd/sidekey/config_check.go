@@ -133,6 +133,9 @@ func (c *Config) validateLifetimes() error {
 	if is.MaxSessions < 1 {
 		return c.fault("issuer.max_sessions", "want at least 1, got %d", is.MaxSessions)
 	}
+	if is.MaxCredentials < 1 {
+		return c.fault("issuer.max_credentials", "want at least 1, got %d", is.MaxCredentials)
+	}
 	return nil
 }
 

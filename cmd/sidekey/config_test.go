@@ -160,6 +160,7 @@ func TestConfigErrors(t *testing.T) {
 		{"[issuer]\nrefresh_lifetime = \"15m\"", `c.toml:2: issuer.refresh_lifetime: want a duration longer than issuer.access_lifetime (15m0s)`},
 		{"[issuer]\nrefresh_grace = \"-1s\"", `c.toml:2: issuer.refresh_grace: want a duration from 0s`},
 		{"[issuer]\nmax_sessions = 0", `c.toml:2: issuer.max_sessions: want at least 1, got 0`},
+		{"[issuer]\nmax_credentials = 0", `c.toml:2: issuer.max_credentials: want at least 1, got 0`},
 		{"[issuer]\nuser_id_claim = \"sub\"", `c.toml:2: issuer.user_id_claim: "sub" has another meaning in a token`},
 		{"[issuer]\nurl = \"id.example\"", `c.toml:2: issuer.url: want a URL that begins with http:// or https://, got "id.example"`},
 		{"[issuer]\nurl = \"http://id.example/\"", `c.toml:2: issuer.url: want no slash at the end of "http://id.example/"`},

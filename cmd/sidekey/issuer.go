@@ -202,7 +202,7 @@ func (p *issuerProcess) openState(ctx context.Context) (err error) {
 	})
 	for _, name := range []string{
 		bus.BucketUsers, bus.BucketSubjects, bus.BucketSessions, bus.BucketClients, bus.BucketKeys,
-		bus.BucketAgents, bus.BucketIssuers, bus.BucketJoins,
+		bus.BucketCredentials, bus.BucketAgents, bus.BucketIssuers, bus.BucketJoins,
 	} {
 		if p.buckets[name], err = bus.OpenBucket(ctx, p.conn, name, p.master, 1); err != nil {
 			return err
@@ -259,7 +259,7 @@ func (p *issuerProcess) openParts(context.Context) (err error) {
 	p.issuer, err = issuer.New(p.issuerConfig(), issuer.Parts{
 		Log: p.entries, Replica: p.replica, Fleet: issuerFleet{p.fleet, p.ledger, p.enrolment, p.runID}, Enrolment: p.enrolment, Feed: feed,
 		Users: p.buckets[bus.BucketUsers], Subjects: p.buckets[bus.BucketSubjects], Sessions: p.buckets[bus.BucketSessions],
-		Clients: p.buckets[bus.BucketClients], Keys: p.buckets[bus.BucketKeys],
+		Clients: p.buckets[bus.BucketClients], Keys: p.buckets[bus.BucketKeys], Credentials: p.buckets[bus.BucketCredentials],
 		Sound: p.sound, ClockOff: p.clocks.Off, Lease: p.own.Current, Asker: p.asker(),
 		Logger: p.log,
 	})
@@ -277,7 +277,7 @@ func (p *issuerProcess) issuerConfig() issuer.Config {
 	return issuer.Config{
 		URL: c.URL, Audience: c.Audience, DefaultClient: c.DefaultClient, UserIDClaim: c.UserIDClaim,
 		Name: p.cfg.Agent.Name, Version: version(),
-		AccessLifetime: c.AccessLifetime, RefreshLifetime: c.RefreshLifetime, RefreshGrace: c.RefreshGrace, MaxSessions: c.MaxSessions,
+		AccessLifetime: c.AccessLifetime, RefreshLifetime: c.RefreshLifetime, RefreshGrace: c.RefreshGrace, MaxSessions: c.MaxSessions, MaxCredentials: c.MaxCredentials,
 		AllowPasswordGrant: c.AllowPassword,
 		Alg:                keyring.Alg(k.Alg), Bits: k.Bits, RotateEvery: k.RotateEvery, PublishAhead: k.PublishAhead,
 		Leeway: p.cfg.Agent.Leeway, LoginLimit: p.cfg.loginLimit, OpsApart: c.OpsListen != c.Listen,
