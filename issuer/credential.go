@@ -198,7 +198,7 @@ func (i *Issuer) Credential(ctx context.Context, id string) (*Credential, error)
 // ListCredentials gives the credentials of a sub, or of a user name, or all where both are empty, newest first.
 func (i *Issuer) ListCredentials(ctx context.Context, sub, username string) ([]*Credential, error) {
 	if sub == "" && username != "" {
-		user, _, err := i.user(ctx, username)
+		user, _, err := i.owner(ctx, username, "")
 		if err != nil {
 			return nil, err
 		}

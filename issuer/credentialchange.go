@@ -93,10 +93,7 @@ func (i *Issuer) amend(ctx context.Context, name string, change func(c *credenti
 		if err != nil {
 			return nil, bus.Position{}, err
 		}
-		user, known, err := i.owner(ctx, c.Username)
-		if err == nil && user.ID != c.Subject {
-			err = fmt.Errorf("reading the user of credential %q: %w", c.ID, ErrNotFound)
-		}
+		user, known, err := i.owner(ctx, "", c.Subject)
 		if err == nil {
 			err = change(c, user, known)
 		}
@@ -361,7 +358,7 @@ func (i *Issuer) RotateCredential(ctx context.Context, id string, overlap time.D
 
 // successor makes a credential like c. It lives as long as c was to live.
 func (i *Issuer) successor(ctx context.Context, c *credentialRecord) (*MadeCredential, error) {
-	user, known, err := i.owner(ctx, c.Username)
+	user, known, err := i.owner(ctx, "", c.Subject)
 	if err != nil {
 		return nil, err
 	}

@@ -110,16 +110,12 @@ func (i *Issuer) importOne(ctx context.Context, kind bus.CredentialType, t *Fore
 	if t.UserID == "" {
 		return nil, &InputError{"user_id", "may not be empty"}
 	}
-	username, err := i.ownerName(ctx, "", t.UserID)
+	user, known, err := i.owner(ctx, "", t.UserID)
 	if err != nil {
 		return nil, err
 	}
 	if old, err := i.importedBefore(ctx, c, t.UserID, result); old != nil || err != nil || result.Result != "" {
 		return old, err
-	}
-	user, known, err := i.owner(ctx, username)
-	if err != nil {
-		return nil, err
 	}
 	if err := i.own(c, user, known); err != nil {
 		return nil, err
@@ -128,7 +124,7 @@ func (i *Issuer) importOne(ctx context.Context, kind bus.CredentialType, t *Fore
 		return nil, err
 	}
 	if _, err := i.Credentials.Create(ctx, c.bucketName(), encode(c)); err != nil && !errors.Is(err, bus.ErrExists) {
-		return nil, unavailable("importing a token of", username, err)
+		return nil, unavailable("importing a token of", user.Username, err)
 	}
 	result.ID, result.Result = c.ID, ImportDone
 	return c, nil

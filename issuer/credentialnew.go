@@ -49,11 +49,10 @@ func (i *Issuer) AddCredential(ctx context.Context, n NewCredential) (*MadeCrede
 	if err != nil {
 		return nil, err
 	}
-	username, err := i.ownerName(ctx, n.Username, n.Subject)
-	if err != nil {
-		return nil, err
+	if (n.Username == "") == (n.Subject == "") {
+		return nil, &InputError{"username, sub", "must be exactly one of them"}
 	}
-	user, known, err := i.owner(ctx, username)
+	user, known, err := i.owner(ctx, n.Username, n.Subject)
 	if err != nil {
 		return nil, err
 	}
@@ -178,30 +177,29 @@ func (i *Issuer) own(c *credentialRecord, user *userRecord, known uint64) error 
 	return nil
 }
 
-// ownerName gives the name of the user that a request means.
-func (i *Issuer) ownerName(ctx context.Context, username, sub string) (string, error) {
-	if (username == "") == (sub == "") {
-		return "", &InputError{"username, sub", "must be exactly one of them"}
+// owner reads the user of that sub, or where it is empty of that name, and the sequence that this issuer had applied
+// before. As in authenticate, a record from before a cutoff is not believed until a compare-and-set has proven that it is
+// the newest. ErrNotFound: there is none.
+func (i *Issuer) owner(ctx context.Context, username, sub string) (*userRecord, uint64, error) {
+	if i.Directory != nil {
+		return i.ownerElsewhere(ctx, username, sub)
 	}
-	if username != "" {
-		return username, nil
+	if sub != "" {
+		held, err := i.Subjects.Get(ctx, bus.Name(sub))
+		switch {
+		case errors.Is(err, bus.ErrNotFound):
+			return nil, 0, fmt.Errorf("looking for the user with id %q: %w", sub, ErrNotFound)
+		case err != nil:
+			return nil, 0, unavailable("looking for the user with id", sub, err)
+		}
+		username = string(held.Value)
 	}
-	held, err := i.Subjects.Get(ctx, bus.Name(sub))
-	switch {
-	case errors.Is(err, bus.ErrNotFound):
-		return "", fmt.Errorf("looking for the user with id %q: %w", sub, ErrNotFound)
-	case err != nil:
-		return "", unavailable("looking for the user with id", sub, err)
-	}
-	return string(held.Value), nil
-}
-
-// owner reads a user, and the sequence that this issuer had applied before, as authenticate does: a record from before
-// a cutoff is not believed until a compare-and-set has proven that it is the newest.
-func (i *Issuer) owner(ctx context.Context, username string) (*userRecord, uint64, error) {
 	for attempt := range maxAttempts {
 		known := i.Replica.Snapshot().Position.Seq
 		user, revision, err := i.user(ctx, username)
+		if err == nil && sub != "" && user.ID != sub {
+			err = fmt.Errorf("looking for the user with id %q: %w", sub, ErrNotFound)
+		}
 		if err != nil {
 			return nil, 0, err
 		}
@@ -216,6 +214,32 @@ func (i *Issuer) owner(ctx context.Context, username string) (*userRecord, uint6
 		}
 	}
 	return nil, 0, unavailable("reading user", username, bus.ErrConflict)
+}
+
+// ownerElsewhere is owner for users of the Directory. The sequence is taken first: who disables a user there and then
+// revokes the sub here cuts off what follows from the old answer.
+func (i *Issuer) ownerElsewhere(ctx context.Context, username, sub string) (*userRecord, uint64, error) {
+	known := i.Replica.Snapshot().Position.Seq
+	account, err := (*Account)(nil), ErrNotFound
+	switch {
+	case sub != "":
+		account, err = i.Directory.ByID(ctx, sub)
+	case checkUsername(username) == nil:
+		account, err = i.Directory.Lookup(ctx, username)
+	}
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil, 0, fmt.Errorf("looking for a user in the directory: %w", ErrNotFound)
+	case err != nil:
+		return nil, 0, unavailable("asking", "the directory", err)
+	case sub != "" && account.ID != sub:
+		return nil, 0, unavailable("asking", "the directory", &RecordError{"the query by id gave another id"})
+	}
+	user, err := account.record()
+	if err != nil {
+		return nil, 0, unavailable("asking", "the directory", err)
+	}
+	return user, known, nil
 }
 
 // roomFor holds issuer.max_credentials. Those made at the same moment may exceed it by their number.
@@ -271,11 +295,11 @@ func (i *Issuer) standsStill(ctx context.Context, c *credentialRecord) error {
 	if i.Replica.Revoked(&ids) {
 		return fmt.Errorf("adding a credential of %q, who was cut off meanwhile: %w", c.Username, ErrUnavailable)
 	}
-	user, _, err := i.user(ctx, c.Username)
+	user, _, err := i.owner(ctx, "", c.Subject)
 	switch {
 	case err != nil:
 		return err
-	case user.ID != c.Subject, user.Disabled:
+	case user.Disabled:
 		return &ConflictError{fmt.Sprintf("user %q was disabled or deleted meanwhile", c.Username)}
 	}
 	now := *c

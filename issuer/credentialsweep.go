@@ -34,27 +34,27 @@ func (i *Issuer) SweepCredentials(ctx context.Context) error {
 	}
 	s := &credentialSweep{Issuer: i, now: i.now().Unix(), users: make(map[string]*userRecord), thorough: i.lookAtUsers()}
 	for at, c := range recs {
-		if err := s.judge(ctx, c, revisions[at], held[c.ID]); err != nil {
-			return err
-		}
+		s.note(s.judge(ctx, c, revisions[at], held[c.ID]))
 		delete(held, c.ID)
 	}
 	for _, c := range held {
-		if err := s.judgeUnknown(ctx, c); err != nil {
-			return err
-		}
+		s.note(s.judgeUnknown(ctx, c))
 	}
 	if s.mended > 0 {
 		i.log.Info("swept the credentials", "mended", s.mended)
 	}
-	return nil
+	return s.failed
 }
 
 // lookAtUsers tells whether it is time to look at every credential's user. It is asked by the one goroutine that sweeps.
 func (i *Issuer) lookAtUsers() bool {
 	i.uses.mu.Lock()
 	defer i.uses.mu.Unlock()
-	if i.now().Sub(i.uses.looked) < usersLooked {
+	every := usersLooked
+	if i.Directory != nil && i.cfg.RecheckEvery > 0 {
+		every = min(every, i.cfg.RecheckEvery) // nobody tells when a user is disabled there
+	}
+	if i.now().Sub(i.uses.looked) < every {
 		return false
 	}
 	i.uses.looked = i.now()
@@ -68,6 +68,14 @@ type credentialSweep struct {
 	thorough bool // each credential's user is looked at
 	users    map[string]*userRecord
 	mended   int
+	away     bool  // the Directory cannot be asked: what needs it waits for the next sweep
+	failed   error // the first failure; the others are swept all the same
+}
+
+func (s *credentialSweep) note(err error) {
+	if s.failed == nil {
+		s.failed = err
+	}
 }
 
 // judge mends one record. held is what the log has, nil: nothing.
@@ -101,12 +109,20 @@ func (s *credentialSweep) judge(ctx context.Context, c *credentialRecord, revisi
 
 // hold brings a credential to what its user is.
 func (s *credentialSweep) hold(ctx context.Context, c *credentialRecord, held *replica.Credential, cut, differs bool) error {
+	if s.away {
+		return nil
+	}
 	user, err := s.userOf(ctx, c)
 	switch {
 	case err != nil:
 		return err
-	case user == nil:
+	case user == nil && s.Directory == nil:
 		return s.end(ctx, c, "user deleted")
+	case user == nil:
+		// That nobody is found may be a database that was set wrongly: they come back with the user.
+		user = &userRecord{User: User{Disabled: true}}
+	}
+	switch {
 	case user.Disabled && (held != nil || c.State == CredentialActive):
 		s.mended++
 		_, err := s.suspend(ctx, []*credentialRecord{c})
@@ -142,20 +158,16 @@ func (s *credentialSweep) end(ctx context.Context, c *credentialRecord, reason s
 
 // userOf reads a credential's user, nil: there is none. Each is read once a sweep.
 func (s *credentialSweep) userOf(ctx context.Context, c *credentialRecord) (*userRecord, error) {
-	if user, known := s.users[c.Username]; known {
-		if user != nil && user.ID != c.Subject {
-			return nil, nil
-		}
+	if user, known := s.users[c.Subject]; known {
 		return user, nil
 	}
-	user, _, err := s.owner(ctx, c.Username)
+	var broken *RecordError
+	user, _, err := s.owner(ctx, "", c.Subject)
 	if err != nil && !errors.Is(err, ErrNotFound) {
+		s.away = s.Directory != nil && !errors.As(err, &broken)
 		return nil, err
 	}
-	s.users[c.Username] = user
-	if user != nil && user.ID != c.Subject {
-		return nil, nil
-	}
+	s.users[c.Subject] = user
 	return user, nil
 }
 

@@ -172,13 +172,15 @@ func (i *Issuer) stands(ctx context.Context, sub string) (rec *userRecord, why s
 	return rec, "", err
 }
 
-// endElsewhere ends what is over. A disabled user loses everything, API keys too. One that is gone loses the sessions: that nobody
+// endElsewhere ends what is over. A disabled user loses everything, and API keys until enabled again. One that is gone loses the sessions: that nobody
 // is found may be a database that was set wrongly, and sessions can be begun again. With a new password, each session that began
 // with the old one ends on its own, since others may have begun with the new one.
 func (i *Issuer) endElsewhere(ctx context.Context, s *session, why string) (err error) {
 	switch why {
 	case userDisabled:
-		_, err = i.cutoff(ctx, &bus.Revocation{Subject: s.Subject, Reason: why})
+		if _, err = i.cutoff(ctx, &bus.Revocation{Subject: s.Subject, Reason: why}); err == nil {
+			_, err = i.followUser(ctx, &userRecord{User: User{ID: s.Subject, Disabled: true}})
+		}
 	case userGone:
 		_, err = i.cutoff(ctx, &bus.Revocation{Subject: s.Subject, Reason: why, Sessions: true})
 	default:
