@@ -91,10 +91,11 @@ func newProof(t *keyring.Token, key *keyring.Key, leeway time.Duration) (*proof,
 	b = appendClaim(b, "alg", string(t.Alg))
 	p.head = bytes.Clone(append(b, `,"seq":`...))
 
-	// A claim may be called "active", in that spelling or with escapes; hardly any is.
-	if bytes.Contains(c.Raw, []byte(`"active"`)) || bytes.IndexByte(c.Raw, '\\') >= 0 {
+	// A claim may be called "active", in that spelling or with escapes; hardly any is. A foreign token may have no sub, or
+	// one that is a number.
+	if t.Accept != "" || bytes.Contains(c.Raw, []byte(`"active"`)) || bytes.IndexByte(c.Raw, '\\') >= 0 {
 		var err error
-		if p.introspection, err = withoutActive(c.Raw); err != nil {
+		if p.introspection, err = introspection(t); err != nil {
 			return nil, fmt.Errorf("reading proven claims: %w", err)
 		}
 	}
@@ -128,12 +129,15 @@ func appendAudience(b []byte, aud []string) []byte {
 	return append(b, ']')
 }
 
-// withoutActive renders an introspection answer for claims that have one named "active": RFC 7662
-// §2.2 gives that member to the answer.
-func withoutActive(claims []byte) ([]byte, error) {
+// introspection renders an introspection answer member by member: RFC 7662 §2.2 gives "active" to the answer, and sub is
+// the subject, as text.
+func introspection(t *keyring.Token) ([]byte, error) {
 	b := []byte(`{"active":true`)
-	err := strictjson.Object(claims, nil, func(name []byte, v strictjson.Value) error {
-		if string(name) != "active" {
+	if t.Accept != "" {
+		b = appendClaim(b, "sub", t.Claims.Subject)
+	}
+	err := strictjson.Object(t.Claims.Raw, nil, func(name []byte, v strictjson.Value) error {
+		if string(name) != "active" && (t.Accept == "" || string(name) != "sub") {
 			b = appendMember(b, string(name), v)
 		}
 		return nil

@@ -122,7 +122,10 @@ type KeyFact struct {
 	ActivatesAt int64           `json:"activates_at,omitempty"` // NumericDate; announced: it is to sign then, 0: nobody has asked for that yet; later: it began to
 	RetiredAt   int64           `json:"retired_at,omitempty"`   // NumericDate; it signed nothing after that
 	ExpiresAt   int64           `json:"exp,omitempty"`          // NumericDate; the record matters until then, 0: for good
-	Accept      string          `json:"accept,omitempty"`       // which foreign tokens it verifies, "": ours
+	Accept      string          `json:"accept,omitempty"`       // which foreign tokens it verifies (keyring.AcceptKind), "": ours
+	AcceptUser  string          `json:"accept_user,omitempty"`  // accept: the claim with the user's id, "": user_id
+	AcceptIss   string          `json:"accept_iss,omitempty"`   // accept: what iss must be, "": there may be none
+	AcceptAud   string          `json:"accept_aud,omitempty"`   // accept: what aud must have, "": there may be none
 	VerifyOnly  bool            `json:"verify_only,omitempty"`  // imported: it never signs here
 	Shared      bool            `json:"shared,omitempty"`       // HS256: imported as it is, so that others hold it too
 	Agents      []string        `json:"agents,omitempty"`       // shared: the only agents that it is sealed to

@@ -57,7 +57,7 @@ func TestAdminAPI(t *testing.T) {
 		{"POST", "/admin/v1/keys/rotate", `{"wait":"none","emergency":true}`, 202, `"confirmed":false,"applied":[],"fenced":[],"pending":["web-1"],"serving":[]`},
 		{"POST", "/admin/v1/keys/import", `{"secret":"` + strings.Repeat("x", 32) + `","activate":true}`, 400, `shared`},
 		{"POST", "/admin/v1/keys/import", `{"secret":"short"}`, 400, `32`},
-		{"POST", "/admin/v1/keys/import", `{"secret":"` + strings.Repeat("x", 32) + `","accept":"simplejwt"}`, 400, `accept`},
+		{"POST", "/admin/v1/keys/import", `{"secret":"` + strings.Repeat("x", 32) + `","accept":"others"}`, 400, `accept`},
 		{"POST", "/admin/v1/keys/nobody/revoke", ``, 404, `nobody`},
 		{"POST", "/admin/v1/keys/" + kid + "/revoke", `{"wait":"none"}`, 202, `"pending":["web-1"]`},
 		{"POST", "/admin/v1/revocations", `{}`, 400, `exactly one`},

@@ -23,6 +23,7 @@ type newKey struct {
 	verifyOnly bool
 	shared     bool
 	agents     []string // shared: whom it is sealed to
+	accept     keyring.Accept
 }
 
 // announce makes a key for an audience, keeps its private half in the bucket, and then tells
@@ -74,6 +75,10 @@ func (i *Issuer) introduce(ctx context.Context, v *ringView, n *newKey) error {
 		KeyID: key.ID(), Alg: string(key.Alg()), Bits: key.Bits(), State: string(keyring.Announced),
 		Issuer: i.cfg.URL, Audience: i.cfg.Audience, MaxLifetime: int64(n.life / time.Second), Created: i.now().Unix(),
 		VerifyOnly: n.verifyOnly, Shared: n.shared, Agents: n.agents,
+		Accept: string(n.accept.Kind), AcceptUser: n.accept.UserIDClaim, AcceptIss: n.accept.Issuer, AcceptAud: n.accept.Audience,
+	}
+	if n.accept.Kind != "" {
+		fact.ExpiresAt = i.now().Add(n.life).Unix() + i.tail() // all that it had signed before has ended by then
 	}
 	if !n.activateAt.IsZero() {
 		fact.ActivatesAt = n.activateAt.Unix()

@@ -21,12 +21,15 @@ type keyAnswer struct {
 	ActivatesAt int64         `json:"activates_at,omitempty"`
 	Shared      bool          `json:"shared,omitempty"`
 	Agents      []string      `json:"agents,omitempty"`
+
+	Accept  keyring.AcceptKind `json:"accept,omitempty"`
+	Expires int64              `json:"expires,omitempty"` // accept: when it is dropped
 }
 
 func newKeyAnswer(k *KeyStatus) keyAnswer {
 	return keyAnswer{
 		k.KeyID, k.Alg, k.Bits, k.Audience, k.State, k.Created.Unix(), numericDate(k.RetiredAt), k.Seq, numericDate(k.ActivatesAt),
-		k.Shared, k.Agents,
+		k.Shared, k.Agents, k.Accept, numericDate(k.Expires),
 	}
 }
 
@@ -109,18 +112,29 @@ func (i *Issuer) adminImport(r *http.Request) (int, any, error) {
 		Secret   string          `json:"secret"`
 		Alg      keyring.Alg     `json:"alg"`
 		Activate bool            `json:"activate"`
-		Accept   string          `json:"accept"`
 		Shared   bool            `json:"shared"`
 		Agents   []string        `json:"agents"`
+
+		Accept      keyring.AcceptKind `json:"accept"`
+		AcceptFor   string             `json:"accept_for"`
+		UserIDClaim string             `json:"user_id_claim"`
+		Issuer      string             `json:"iss"`
+		Audience    string             `json:"aud"`
 	}
 	if err := readJSON(r, &in); err != nil {
 		return 0, nil, err
 	}
-	if in.Accept != "" {
-		return 0, nil, &InputError{"accept", "is not in this version: an imported key verifies tokens of sidekey's own shape"}
+	var life time.Duration
+	if in.AcceptFor != "" {
+		var err error
+		if life, err = time.ParseDuration(in.AcceptFor); err != nil {
+			return 0, nil, &InputError{"accept_for", `must be a duration, such as "720h"`}
+		}
 	}
 	return keyStatus(i.ImportKey(r.Context(), Import{
 		PEM: in.PEM, JWK: in.JWK, Secret: in.Secret, Alg: in.Alg, Activate: in.Activate, Shared: in.Shared, Agents: in.Agents,
+		Accept:    keyring.Accept{Kind: in.Accept, UserIDClaim: in.UserIDClaim, Issuer: in.Issuer, Audience: in.Audience},
+		AcceptFor: life,
 	}))
 }
 

@@ -40,7 +40,10 @@ func (i *Issuer) ListKeys(context.Context) ([]KeyStatus, error) {
 			Receipt: Receipt{Seq: rec.Seq, Position: bus.Position{Epoch: snap.Position.Epoch, Seq: rec.Seq}},
 		}
 		if f := facts[rec.KeyID]; f != nil {
-			st.Shared, st.Agents = f.Shared, f.Agents
+			st.Shared, st.Agents, st.Accept = f.Shared, f.Agents, keyring.AcceptKind(f.Accept)
+			if f.Accept != "" && f.ExpiresAt != 0 {
+				st.Expires = time.Unix(f.ExpiresAt, 0)
+			}
 			if f.ActivatesAt != 0 && rec.State == keyring.Announced {
 				st.ActivatesAt = time.Unix(f.ActivatesAt, 0)
 			}

@@ -37,7 +37,7 @@ func (i *Issuer) refreshFor(ctx context.Context, token string, a ask) (*Tokens, 
 func (i *Issuer) doRefresh(ctx context.Context, token string, a ask) (*Tokens, error) {
 	t, rr, err := i.proveRefresh(ctx, token)
 	if err != nil {
-		return nil, err
+		return nil, i.foreignRefusal(ctx, t, err)
 	}
 	if err := i.mayRefresh(ctx, t, &a); err != nil {
 		return nil, err
@@ -79,17 +79,20 @@ type presented struct {
 func (i *Issuer) exchange(ctx context.Context, p *presented) (*Tokens, error) {
 	s, revision, err := i.session(ctx, p.Claims.Subject, p.Claims.SessionID)
 	if errors.Is(err, ErrNotFound) {
-		return nil, i.denyUnknown(ctx, p)
+		if p.Accept == "" {
+			return nil, i.denyUnknown(ctx, p)
+		}
+		s, err = i.beginForeign(ctx, p)
 	}
 	if err != nil {
 		return nil, err
 	}
 	if i.revoked(s) {
 		i.closeFound(ctx, s)
-		return nil, keyring.Deny(keyring.Revoked, p.KeyID, errors.New("the session is revoked"))
+		return nil, i.endedRefusal(ctx, s, p)
 	}
 	if s.Closed != 0 {
-		return nil, keyring.Deny(keyring.Revoked, p.KeyID, errors.New("the session is closed"))
+		return nil, i.endedRefusal(ctx, s, p)
 	}
 	key, err := i.signer(ctx, i.cfg.Audience)
 	if err != nil {
@@ -124,13 +127,34 @@ func (i *Issuer) exchange(ctx context.Context, p *presented) (*Tokens, error) {
 	}
 	p.tried = append(p.tried, s.AccessID)
 	signing := i.sign(key, p.rr, s, user, p.ask)
-	if _, err := i.Sessions.Update(ctx, s.name(), encode(s), revision); err != nil {
+	if err := i.writeSession(ctx, s, revision); err != nil {
 		_, _ = signing() // never handed out
 		i.log.Debug("a session's compare-and-set failed, reading it again", "sid", s.ID, "error", err)
 		return nil, errAgain
 	}
 	i.event(ctx, "session refreshed", "sub", s.Subject, "sid", s.ID, "gen", s.Gen, "jti", s.AccessID, "kid", key.ID(), "retry", verdict == useAgain)
 	return signing()
+}
+
+// endedRefusal is what the holder of a token of an ended session is told: that the account is gone, where it is, as Simple
+// JWT does, else that the session has ended.
+func (i *Issuer) endedRefusal(ctx context.Context, s *session, p *presented) error {
+	if s.Username != "" {
+		if _, err := i.account(ctx, s); errors.Is(err, ErrNoAccount) {
+			return err
+		}
+	}
+	return keyring.Deny(keyring.Revoked, p.KeyID, errors.New("the session has ended"))
+}
+
+// writeSession is a record's compare-and-set. Revision 0: there must be none yet.
+func (i *Issuer) writeSession(ctx context.Context, s *session, revision uint64) (err error) {
+	if revision == 0 {
+		_, err = i.Sessions.Create(ctx, s.name(), encode(s))
+	} else {
+		_, err = i.Sessions.Update(ctx, s.name(), encode(s), revision)
+	}
+	return err
 }
 
 // account gives the session's user, who must be there still, the same, and active.
@@ -211,6 +235,9 @@ func (i *Issuer) check(ctx context.Context, token string) error {
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}
+	if err != nil && p.Accept != "" {
+		return nil // nobody has used it
+	}
 	if err != nil || i.revoked(s) || s.Closed != 0 || p.Claims.Gen < s.Gen {
 		return keyring.Deny(keyring.Revoked, p.KeyID, errors.New("the refresh token is used, or its session has ended"))
 	}
@@ -227,6 +254,9 @@ func (i *Issuer) EndWith(ctx context.Context, token string) error {
 	p := &presented{Token: t, rr: rr}
 	s, _, err := i.session(ctx, t.Claims.Subject, t.Claims.SessionID)
 	switch {
+	case errors.Is(err, ErrNotFound) && t.Accept != "":
+		_, err = i.endForeign(ctx, t, "logout")
+		return err
 	case errors.Is(err, ErrNotFound):
 		if err = i.denyUnknown(ctx, p); errors.Is(err, errAgain) {
 			err = ErrUnavailable

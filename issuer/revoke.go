@@ -112,6 +112,9 @@ func (i *Issuer) revokeToken(ctx context.Context, t *Target) (bus.Position, erro
 			return pos, err
 		}
 	}
+	if keyring.Foreign(t.Token) {
+		return i.revokeForeign(ctx, t)
+	}
 	tok, err := i.Replica.Snapshot().Ring.Prove(t.Token, keyring.AccessToken)
 	if err == nil {
 		exp := max(tok.Claims.ExpiresAt.Time().Unix(), i.now().Unix()) + i.tail()
@@ -214,6 +217,7 @@ func (i *Issuer) cutoff(ctx context.Context, r *bus.Revocation) (bus.Position, e
 	now := i.now()
 	r.Time = now.Unix()
 	r.ExpiresAt = now.Add(i.cfg.RefreshLifetime+i.cfg.AccessLifetime+retiredSlack).Unix() + i.tail()
+	r.ExpiresAt = max(r.ExpiresAt, i.longest().Unix()) // foreign tokens may live longer than ours
 	pos, err := i.append(ctx, r)
 	if err != nil {
 		return pos, err

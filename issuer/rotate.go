@@ -19,11 +19,13 @@ type KeyStatus struct {
 	Bits        int
 	State       keyring.State // one that another has superseded counts as retiring
 	Created     time.Time
-	RetiredAt   time.Time // zero: not yet
-	Audience    string    // HS256: the one audience of its tokens
-	ActivatesAt time.Time // announced: the earliest; zero: nobody has asked that it sign
-	Shared      bool      // an imported HS256 secret: whoever else has it can mint with it
-	Agents      []string  // Shared: those that it is sealed to
+	RetiredAt   time.Time          // zero: not yet
+	Audience    string             // HS256: the one audience of its tokens
+	ActivatesAt time.Time          // announced: the earliest; zero: nobody has asked that it sign
+	Shared      bool               // an imported HS256 secret: whoever else has it can mint with it
+	Agents      []string           // Shared: those that it is sealed to
+	Accept      keyring.AcceptKind // whose tokens it verifies, made elsewhere; "": ours
+	Expires     time.Time          // Accept: when it is dropped
 
 	// Receipt is of the entry that brought it into its state; after an emergency, of the last revocation.
 	Receipt

@@ -42,6 +42,9 @@ type session struct {
 	AccessExpires int64  `json:"access_exp"`
 	AccessLast    int64  `json:"access_last"` // the latest exp of any access token of the session
 
+	// ForeignExp is the exp of the foreign token that the session was made from: until then the record is the claim on it.
+	ForeignExp int64 `json:"foreign_exp,omitempty"`
+
 	RotatedAt int64  `json:"rotated_at"` // milliseconds since 1970: when the generation before was first used
 	Created   int64  `json:"created"`
 	Closed    int64  `json:"closed"`          // NumericDate, 0: open. It is never opened again

@@ -139,7 +139,7 @@ func (i *Issuer) Sweep(ctx context.Context) error {
 	now, dropped, closed := i.now(), 0, 0
 	for at, s := range recs {
 		switch {
-		case max(s.Expires, s.AccessLast)+i.tail() < now.Unix():
+		case max(s.Expires, s.AccessLast, s.ForeignExp)+i.tail() < now.Unix():
 			// A conflict means that it was used or dropped meanwhile: the next sweep sees.
 			if i.Sessions.Delete(ctx, s.name(), revisions[at]) == nil {
 				dropped++

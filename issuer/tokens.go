@@ -117,6 +117,9 @@ func (i *Issuer) proveAccess(token string) (*keyring.Token, error) {
 // proveRefresh reads a refresh token: signature, iss and times. What has become of its session is
 // not asked here. A *keyring.Denial says why not.
 func (i *Issuer) proveRefresh(ctx context.Context, token string) (*keyring.Token, *refreshRing, error) {
+	if keyring.Foreign(token) {
+		return i.proveForeign(ctx, token)
+	}
 	now := i.now()
 	rr, err := i.refreshRing(ctx, time.Time{})
 	if err != nil {

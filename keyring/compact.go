@@ -103,7 +103,9 @@ func readHeader(encoded string) (Header, *Denial) {
 		case "alg":
 			h.Alg, ok = v.Text()
 		case "kid":
-			h.KeyID, ok = v.Text()
+			if h.KeyID, ok = v.Text(); ok && h.KeyID == "" {
+				return errKeyID // no kid at all may mean something, an empty one does not
+			}
 		case "typ":
 			var typ string
 			typ, ok = v.Text()

@@ -22,7 +22,7 @@ func (r *Ring) JWKS() []byte {
 func publicSet(records []*KeyRecord) []byte {
 	var keys [][]byte
 	for _, rec := range records {
-		if rec.refuses() != "" || rec.Alg.Symmetric() {
+		if rec.refuses() != "" || rec.Alg.Symmetric() || rec.Accept.Kind != "" { // who polls the set would believe it with our iss
 			continue
 		}
 		if j, err := rec.Key.PublicJWK(); err == nil { // fails closed: a key that cannot be shown is not

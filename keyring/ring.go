@@ -43,10 +43,10 @@ type KeyRecord struct {
 	Bits        int
 	State       State
 	Key         *Key          // what verifies; nil: this process cannot (sealed to others, or revoked), the key is not held
-	Audience    string        // HS256: the one aud of its tokens; else ""
+	Audience    string        // HS256: the one aud of its tokens; with Accept: what its tokens count as being for; else ""
 	RetiredAt   time.Time     // once retiring: its tokens have iat <= RetiredAt + leeway
 	MaxLifetime time.Duration // and live no longer than this, exp - iat
-	Accept      string        // which foreign tokens it verifies; none yet: only "" means anything
+	Accept      Accept        // which foreign tokens it verifies; the zero value: only ours
 	Seq         uint64        // the log's sequence of the entry that brought it into its state
 	Created     time.Time
 }
@@ -80,6 +80,7 @@ type Ring struct {
 	records   []*KeyRecord
 	byID      map[string]*KeyRecord
 	heads     map[head]*KeyRecord
+	foreign   map[Alg][]*KeyRecord // those that accept tokens made elsewhere, the newest first
 	active    *KeyRecord
 	jwks      []byte
 }
@@ -98,6 +99,9 @@ func NewRing(issuer, audience string, records ...KeyRecord) *Ring {
 		if rec.Key != nil && (rec.Key.ID() != rec.KeyID || rec.Key.Alg() != rec.Alg) {
 			rec.Key = nil // fails closed
 		}
+		if !rec.Accept.known() {
+			rec.Key = nil // a rule that this version does not know admits nothing
+		}
 		r.byID[rec.KeyID] = &rec
 	}
 	for _, rec := range r.byID {
@@ -108,6 +112,9 @@ func NewRing(issuer, audience string, records ...KeyRecord) *Ring {
 	})
 	r.heads = make(map[head]*KeyRecord, len(tokenTypes)*len(r.records))
 	for _, rec := range r.records {
+		if rec.Accept.Kind != "" {
+			continue
+		}
 		if rec.State == Active && rec.Key != nil {
 			r.active = rec
 		}
@@ -117,6 +124,7 @@ func NewRing(issuer, audience string, records ...KeyRecord) *Ring {
 			}
 		}
 	}
+	r.foreign = foreignKeys(r.records)
 	r.jwks = publicSet(r.records)
 	return r
 }
@@ -150,7 +158,7 @@ func (r *Ring) Active() (*KeyRecord, bool) { return r.active, r.active != nil }
 // an asymmetric one, or a symmetric one of that audience.
 func (r *Ring) ActiveFor(audience string) (*KeyRecord, bool) {
 	for _, rec := range slices.Backward(r.records) {
-		if rec.State == Active && rec.Key != nil && (!rec.Alg.Symmetric() || rec.Audience == audience) {
+		if rec.State == Active && rec.Key != nil && rec.Accept.Kind == "" && (!rec.Alg.Symmetric() || rec.Audience == audience) {
 			return rec, true
 		}
 	}

@@ -19,6 +19,7 @@ type validator struct {
 
 	now           time.Time
 	claims        *Claims
+	foreign       bool // the token is not ours
 	exp, nbf, iat jwt.NumericDate
 }
 
@@ -38,7 +39,7 @@ func (r *Ring) validate(t *Token, want Expect) error {
 	if v.jwt == nil || v.issuer != r.issuer || v.leeway != want.Leeway || !slices.Equal(v.audiences, audiences) {
 		v.build(r.issuer, audiences, want.Leeway)
 	}
-	v.now, v.claims = want.Now, &t.Claims
+	v.now, v.claims, v.foreign = want.Now, &t.Claims, t.Accept != ""
 	// With their fractions, which jwt.NewNumericDate would cut off.
 	v.exp.Time, v.nbf.Time, v.iat.Time = t.Claims.ExpiresAt.local(), t.Claims.NotBefore.local(), t.Claims.IssuedAt.local()
 	return v.jwt.Validate(v)
@@ -63,9 +64,23 @@ func (v *validator) GetIssuedAt() (*jwt.NumericDate, error)       { return &v.ia
 
 // GetNotBefore: nbf is optional, and none is as one of 1970.
 func (v *validator) GetNotBefore() (*jwt.NumericDate, error) { return &v.nbf, nil }
-func (v *validator) GetIssuer() (string, error)              { return v.claims.Issuer, nil }
-func (v *validator) GetSubject() (string, error)             { return v.claims.Subject, nil }
-func (v *validator) GetAudience() (jwt.ClaimStrings, error)  { return v.claims.Audience, nil }
+
+// GetIssuer and GetAudience: those of a foreign token the ring has judged by the rules of its key, before this is asked.
+func (v *validator) GetIssuer() (string, error) {
+	if v.foreign {
+		return v.issuer, nil
+	}
+	return v.claims.Issuer, nil
+}
+func (v *validator) GetSubject() (string, error) { return v.claims.Subject, nil }
+
+// GetAudience: see GetIssuer.
+func (v *validator) GetAudience() (jwt.ClaimStrings, error) {
+	if v.foreign {
+		return v.audiences, nil
+	}
+	return v.claims.Audience, nil
+}
 
 // reasonFor maps what golang-jwt's validator found, joined, to one reason. The order is Recheck's.
 func reasonFor(err error) Reason {

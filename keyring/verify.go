@@ -14,6 +14,7 @@ type Token struct {
 	KeyID  string
 	Alg    Alg
 	Type   TokenType
+	Accept AcceptKind // by whose rules it was read; "": ours
 	Claims Claims
 }
 
@@ -32,9 +33,12 @@ func (r *Ring) Prove(token string, typ TokenType) (*Token, error) {
 	if d != nil {
 		return nil, d
 	}
-	rec, d := r.keyOf(p.header, typ)
+	rec, alg, d := r.keyOf(p.header, typ)
 	if d != nil {
 		return nil, d
+	}
+	if rec == nil {
+		return r.proveForeign(p, alg, typ)
 	}
 	payload, err := decode(p.payload)
 	if err != nil {
@@ -57,23 +61,27 @@ func (r *Ring) Prove(token string, typ TokenType) (*Token, error) {
 	return t, nil
 }
 
-// keyOf returns the record of the key that may have signed a token of kind typ with this header, with its Key.
-func (r *Ring) keyOf(header string, typ TokenType) (*KeyRecord, *Denial) {
+// keyOf returns the record of the key that may have signed a token of kind typ with this header, with its Key. No record and
+// no denial: the token names no key, as Simple JWT's do not, and there are keys that accept such tokens of this alg.
+func (r *Ring) keyOf(header string, typ TokenType) (*KeyRecord, Alg, *Denial) {
 	// A header that equals, byte for byte, the one that this key's tokens of this kind carry needs no reading.
 	rec, ok := r.heads[head{typ, header}]
 	if !ok {
 		h, d := readHeader(header)
 		if d != nil {
-			return nil, d
+			return nil, "", d
+		}
+		if h.foreign() && len(r.foreign[Alg(h.Alg)]) > 0 {
+			return nil, Alg(h.Alg), nil
 		}
 		if rec, d = r.keyFor(h, typ); d != nil {
-			return nil, d
+			return nil, "", d
 		}
 	}
 	if reason := rec.refuses(); reason != "" {
-		return nil, Deny(reason, rec.KeyID, nil)
+		return nil, "", Deny(reason, rec.KeyID, nil)
 	}
-	return rec, nil
+	return rec, rec.Alg, nil
 }
 
 // keyFor finds the key of a header that has been read. typ is judged before the key is looked for: a refresh
@@ -89,7 +97,7 @@ func (r *Ring) keyFor(h Header, typ TokenType) (*KeyRecord, *Denial) {
 		return nil, Deny(WrongType, h.KeyID, nil)
 	}
 	rec, ok := r.byID[h.KeyID]
-	if !ok {
+	if !ok || rec.Accept.Kind != "" { // a key of somebody else's proves nothing that is shaped like ours
 		return nil, Deny(UnknownKey, h.KeyID, nil)
 	}
 	if string(rec.Alg) != h.Alg {
@@ -183,6 +191,10 @@ func (r *Ring) admits(t *Token, want Expect) Reason {
 	switch {
 	case t.Type != want.Type:
 		return WrongType
+	case rec.Accept.Kind != t.Accept:
+		return UnknownKey // another key under the same id
+	case t.Accept != "":
+		return rec.admitsForeign(c)
 	case c.Issuer != r.issuer || r.issuer == "":
 		return WrongIssuer
 	case rec.Alg.Symmetric() && (len(c.Audience) != 1 || c.Audience[0] != rec.Audience):
@@ -193,13 +205,18 @@ func (r *Ring) admits(t *Token, want Expect) Reason {
 
 // audienceOf reports whether the token is for one of the audiences expected.
 func (r *Ring) audienceOf(t *Token, want Expect) bool {
+	if t.Accept != "" {
+		rec, ok := r.byID[t.KeyID]
+		return ok && r.expects(rec.Audience, want)
+	}
 	for _, aud := range t.Claims.Audience {
-		if aud == "" {
-			continue
-		}
-		if len(want.Audiences) == 0 && aud == r.audience || slices.Contains(want.Audiences, aud) {
+		if r.expects(aud, want) {
 			return true
 		}
 	}
 	return false
+}
+
+func (r *Ring) expects(aud string, want Expect) bool {
+	return aud != "" && (len(want.Audiences) == 0 && aud == r.audience || slices.Contains(want.Audiences, aud))
 }

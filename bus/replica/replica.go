@@ -379,10 +379,11 @@ func (r *Replica) record(f *bus.KeyFact, seq uint64) (keyring.KeyRecord, error) 
 		return keyring.KeyRecord{}, fmt.Errorf("%w: key %q is in state %q", bus.ErrUnknown, f.KeyID, f.State)
 	}
 	rec := keyring.KeyRecord{
-		KeyID: f.KeyID, Alg: alg, Bits: f.Bits, State: keyring.State(f.State), Accept: f.Accept,
+		KeyID: f.KeyID, Alg: alg, Bits: f.Bits, State: keyring.State(f.State),
+		Accept:      keyring.Accept{Kind: keyring.AcceptKind(f.Accept), UserIDClaim: f.AcceptUser, Issuer: f.AcceptIss, Audience: f.AcceptAud},
 		MaxLifetime: time.Duration(f.MaxLifetime) * time.Second, Seq: seq, Created: time.Unix(f.Created, 0),
 	}
-	if alg.Symmetric() {
+	if alg.Symmetric() || f.Accept != "" {
 		rec.Audience = f.Audience
 	}
 	if f.RetiredAt != 0 {

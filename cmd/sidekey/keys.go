@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -35,6 +36,8 @@ func (a *app) keysListCommand() *cobra.Command {
 					ActivatesAt float64  `json:"activates_at,omitempty"`
 					Shared      bool     `json:"shared,omitempty"`
 					Agents      []string `json:"agents,omitempty"`
+					Accept      string   `json:"accept,omitempty"`
+					Expires     float64  `json:"expires,omitempty"`
 				} `json:"keys"`
 			}
 			return a.list(cmd, "/admin/v1/keys", &answer, func(w *tabwriter.Writer) {
@@ -42,6 +45,10 @@ func (a *app) keysListCommand() *cobra.Command {
 				for _, k := range answer.Keys {
 					note := ""
 					switch {
+					case k.Accept != "" && k.Shared:
+						note = "accepts the tokens of " + k.Accept + " until " + when(k.Expires) + "; every holder of the secret can mint, here " + names(append([]string{"the issuers"}, k.Agents...))
+					case k.Accept != "":
+						note = "accepts the tokens of " + k.Accept + " until " + when(k.Expires)
 					case k.Shared:
 						note = "imported secret: every holder can mint with it, here " + names(append([]string{"the issuers"}, k.Agents...))
 					case k.ActivatesAt != 0:
@@ -55,7 +62,8 @@ func (a *app) keysListCommand() *cobra.Command {
 }
 
 func (a *app) keysImportCommand() *cobra.Command {
-	var alg string
+	var alg, accept, userID, iss, aud string
+	var acceptFor time.Duration
 	var activate, shared bool
 	var agents []string
 	cmd := &cobra.Command{
@@ -85,6 +93,14 @@ func (a *app) keysImportCommand() *cobra.Command {
 			if len(agents) > 0 {
 				body["agents"] = agents
 			}
+			for name, value := range map[string]string{"accept": accept, "user_id_claim": userID, "iss": iss, "aud": aud} {
+				if value != "" {
+					body[name] = value
+				}
+			}
+			if acceptFor != 0 {
+				body["accept_for"] = acceptFor.String()
+			}
 			return a.changeKey(cmd, "/admin/v1/keys/import", body)
 		},
 	}
@@ -92,6 +108,11 @@ func (a *app) keysImportCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&activate, "activate", false, "sign with it once every agent holds it")
 	cmd.Flags().BoolVar(&shared, "shared", false, "HS256: it may sign, though everybody who holds it can mint with it too")
 	cmd.Flags().StringSliceVar(&agents, "agents", nil, "HS256: the agents that get the secret, by comma")
+	cmd.Flags().StringVar(&accept, "accept", "", "simplejwt: it verifies the tokens that Django's Simple JWT made with it, and none of ours")
+	cmd.Flags().DurationVar(&acceptFor, "accept-for", 0, "with --accept: for how long, and how long such a token may live (default issuer.refresh_lifetime)")
+	cmd.Flags().StringVar(&userID, "user-id-claim", "", "with --accept: Simple JWT's USER_ID_CLAIM (default issuer.user_id_claim)")
+	cmd.Flags().StringVar(&iss, "iss", "", "with --accept: Simple JWT's ISSUER, which its tokens must have then")
+	cmd.Flags().StringVar(&aud, "aud", "", "with --accept: Simple JWT's AUDIENCE, which its tokens must have then")
 	return a.addFormat(cmd)
 }
 

@@ -20,7 +20,7 @@ func (a *app) usersCommand() *cobra.Command {
 func userPath(name string) string { return "/admin/v1/users/" + url.PathEscape(name) }
 
 func (a *app) usersAddCommand() *cobra.Command {
-	var password, scope, email string
+	var id, password, scope, email string
 	var roles []string
 	cmd := &cobra.Command{
 		Use:   "add NAME",
@@ -36,7 +36,7 @@ func (a *app) usersAddCommand() *cobra.Command {
 				return err
 			}
 			r, err := c.call(cmd.Context(), http.MethodPost, "/admin/v1/users", map[string]any{
-				"username": args[0], "password": secret, "scope": scope, "roles": append([]string{}, roles...), "email": email,
+				"id": id, "username": args[0], "password": secret, "scope": scope, "roles": append([]string{}, roles...), "email": email,
 			})
 			if err != nil {
 				return err
@@ -44,6 +44,7 @@ func (a *app) usersAddCommand() *cobra.Command {
 			return a.answer(r.body, func(w *tabwriter.Writer) { row(w, "added user "+args[0]) })
 		},
 	}
+	cmd.Flags().StringVar(&id, "id", "", "the user's id, sub of its tokens: that of a user who comes from elsewhere (default a new one)")
 	cmd.Flags().StringVar(&password, "password", "", "the password: - reads standard input, @FILE a file")
 	cmd.Flags().StringVar(&scope, "scope", "", "scope of the user's tokens, words with a blank between")
 	cmd.Flags().StringArrayVar(&roles, "role", nil, "role of the user; may be repeated")
