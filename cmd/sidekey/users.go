@@ -35,9 +35,13 @@ func (a *app) usersAddCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r, err := c.call(cmd.Context(), http.MethodPost, "/admin/v1/users", map[string]any{
-				"id": id, "username": args[0], "password": secret, "scope": scope, "roles": append([]string{}, roles...), "email": email,
-			})
+			body := map[string]any{
+				"username": args[0], "password": secret, "scope": scope, "roles": append([]string{}, roles...), "email": email,
+			}
+			if id != "" {
+				body["id"] = id
+			}
+			r, err := c.call(cmd.Context(), http.MethodPost, "/admin/v1/users", body)
 			if err != nil {
 				return err
 			}
