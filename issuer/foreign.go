@@ -65,7 +65,7 @@ func foreignSession(t *keyring.Token) string {
 // token names. ErrNoAccount: there is none, or it is disabled.
 func (i *Issuer) beginForeign(ctx context.Context, p *presented) (*session, error) {
 	c := &p.Claims
-	user, revision, err := i.userByID(ctx, c.Subject)
+	user, err := i.userByID(ctx, c.Subject)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return nil, ErrNoAccount
@@ -73,11 +73,6 @@ func (i *Issuer) beginForeign(ctx context.Context, p *presented) (*session, erro
 		return nil, err
 	case user.Disabled:
 		return nil, ErrNoAccount
-	}
-	if err := i.refreshUser(ctx, user, revision, "", false); errors.Is(err, bus.ErrConflict) {
-		return nil, errAgain
-	} else if err != nil {
-		return nil, unavailable("reading user", user.Username, err)
 	}
 	if i.cfg.MaxSessions > 0 {
 		n, err := i.countLive(ctx, user.ID)
@@ -91,7 +86,7 @@ func (i *Issuer) beginForeign(ctx context.Context, p *presented) (*session, erro
 	now := i.now().Unix()
 	return &session{
 		ID: c.SessionID, Subject: user.ID, Username: user.Username, ClientID: i.cfg.DefaultClient, Scope: user.Scope,
-		AuthTime: min(c.IssuedAt.Time().Unix(), now), Seq: c.SessionSeq, Created: now, ForeignExp: c.ExpiresAt.Time().Unix(),
+		AuthTime: min(c.IssuedAt.Time().Unix(), now), Seq: c.SessionSeq, Created: now, ForeignExp: c.ExpiresAt.Time().Unix(), Mark: passwordMark(c.SessionID, user.Marker),
 	}, nil
 }
 
@@ -100,27 +95,47 @@ func (i *Issuer) foreignRefusal(ctx context.Context, t *keyring.Token, denied er
 	if t == nil || keyring.ReasonOf(denied) != keyring.Revoked {
 		return denied
 	}
-	user, _, err := i.userByID(ctx, t.Claims.Subject)
+	user, err := i.userByID(ctx, t.Claims.Subject)
 	if errors.Is(err, ErrNotFound) || err == nil && user.Disabled {
 		return ErrNoAccount
 	}
 	return denied
 }
 
-// userByID reads the record of the user whose tokens' sub is id.
-func (i *Issuer) userByID(ctx context.Context, id string) (*userRecord, uint64, error) {
+// userByID gives the user whose tokens' sub is id, ErrNotFound, or errAgain where the record that was read is an old one.
+func (i *Issuer) userByID(ctx context.Context, id string) (*userRecord, error) {
+	if i.Directory != nil {
+		user, why, err := i.stands(ctx, id)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("asking the directory for %q: %w: %w", id, ErrUnavailable, err)
+		case why != "":
+			return nil, fmt.Errorf("%s: %w", why, ErrNotFound)
+		}
+		return user, nil
+	}
 	r, err := i.Subjects.Get(ctx, bus.Name(id))
 	if errors.Is(err, bus.ErrNotFound) {
-		return nil, 0, fmt.Errorf("reading the user with id %q: %w", id, ErrNotFound)
+		return nil, fmt.Errorf("reading the user with id %q: %w", id, ErrNotFound)
 	}
 	if err != nil {
-		return nil, 0, unavailable("reading the user with id", id, err)
+		return nil, unavailable("reading the user with id", id, err)
 	}
 	user, revision, err := i.user(ctx, string(r.Value))
-	if err == nil && user.ID != id {
-		err = fmt.Errorf("reading the user with id %q: %w", id, ErrNotFound) // the claim of an interrupted AddUser
+	switch {
+	case err != nil:
+		return nil, err
+	case user.ID != id: // the claim of an interrupted AddUser
+		return nil, fmt.Errorf("reading the user with id %q: %w", id, ErrNotFound)
 	}
-	return user, revision, err
+	err = i.refreshUser(ctx, user, revision, "", false)
+	switch {
+	case errors.Is(err, bus.ErrConflict):
+		return nil, errAgain
+	case err != nil:
+		return nil, unavailable("reading user", user.Username, err)
+	}
+	return user, nil
 }
 
 // endForeign withdraws a foreign refresh token that nobody has used: in the log, for every issuer, and by a closed record in

@@ -246,3 +246,24 @@ func TestImportAccept(t *testing.T) {
 		}
 	}
 }
+
+// TestForeignRefreshElsewhere: the users live in the project's own database; the session stands on their password as any other.
+func TestForeignRefreshElsewhere(t *testing.T) {
+	d := newDirectory()
+	ti := elsewhere(t, d)
+	if _, err := ti.ImportKey(t.Context(), issuer.Import{Secret: djangoKey, Accept: keyring.Accept{Kind: keyring.SimpleJWT}}); err != nil {
+		t.Fatal(err)
+	}
+	tokens := refresh(t, ti, simpleJWT(t, "refresh", map[string]any{"user_id": 1}))
+	if sub := claims(t, tokens.Access)["sub"]; sub != "1" {
+		t.Errorf("sub is %v, want anna's", sub)
+	}
+	tokens = refresh(t, ti, tokens.Refresh)
+	d.set("anna", func(a *issuer.Account) { a.Marker = "another" })
+	_, err := ti.Refresh(t.Context(), tokens.Refresh)
+	refused(t, "after a new password", err, keyring.Revoked)
+	d.set("ben", func(a *issuer.Account) { a.Disabled = true })
+	if _, err := ti.Refresh(t.Context(), simpleJWT(t, "refresh", map[string]any{"user_id": 2})); !errors.Is(err, issuer.ErrNoAccount) {
+		t.Errorf("Refresh(of a user disabled in the directory): got %v, want ErrNoAccount", err)
+	}
+}

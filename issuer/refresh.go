@@ -139,12 +139,20 @@ func (i *Issuer) exchange(ctx context.Context, p *presented) (*Tokens, error) {
 // endedRefusal is what the holder of a token of an ended session is told: that the account is gone, where it is, as Simple
 // JWT does, else that the session has ended.
 func (i *Issuer) endedRefusal(ctx context.Context, s *session, p *presented) error {
-	if s.Username != "" {
-		if _, err := i.account(ctx, s); errors.Is(err, ErrNoAccount) {
-			return err
-		}
+	if s.Username != "" && i.accountGone(ctx, s) {
+		return ErrNoAccount
 	}
 	return keyring.Deny(keyring.Revoked, p.KeyID, errors.New("the session has ended"))
+}
+
+// accountGone tells whether a session's user is known to be gone or disabled.
+func (i *Issuer) accountGone(ctx context.Context, s *session) bool {
+	if i.Directory != nil {
+		_, why, err := i.stands(ctx, s.Subject)
+		return err == nil && why != ""
+	}
+	user, _, err := i.user(ctx, s.Username)
+	return errors.Is(err, ErrNotFound) || err == nil && (user.ID != s.Subject || user.Disabled)
 }
 
 // writeSession is a record's compare-and-set. Revision 0: there must be none yet.
