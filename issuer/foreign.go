@@ -45,6 +45,7 @@ func (i *Issuer) proveForeign(ctx context.Context, token string) (*keyring.Token
 	}
 	own := *t
 	own.Claims.SessionID, own.Claims.SessionSeq = foreignSession(t), snap.Position.Seq
+	own.Claims.ClientID = i.cfg.DefaultClient // as of any login with a name
 	return &own, rr, nil
 }
 
