@@ -12,8 +12,18 @@ import (
 	"github.com/sidekey/sidekey/keyring"
 )
 
-// maxAssertion is how far ahead the exp of a client's assertion may lie: so long its jti is remembered.
+// maxAssertion is how long a client's assertion is good: so long its jti is remembered.
 const maxAssertion = 5 * time.Minute
+
+// assertionEnd is when an assertion ends here: at its exp, or maxAssertion after its iat. Some clients (Authlib) give
+// each an hour, of which they need a second.
+func assertionEnd(a *keyring.Assertion) time.Time {
+	end := a.ExpiresAt.Time()
+	if issued := a.IssuedAt.Time().Add(maxAssertion); a.IssuedAt != 0 && issued.Before(end) {
+		return issued
+	}
+	return end
+}
 
 // proveAssertion judges what a client signed (RFC 7523 §3). rec may be nil.
 func (i *Issuer) proveAssertion(rec *clientRecord, assertion string, now time.Time) (*keyring.Assertion, bool) {
@@ -41,16 +51,16 @@ func (i *Issuer) proveAssertion(rec *clientRecord, assertion string, now time.Ti
 // names others too could be shown here by them.
 func (i *Issuer) judgeAssertion(a *keyring.Assertion, id string, now time.Time) string {
 	skew := max(i.cfg.Leeway, 0)
-	exp := a.ExpiresAt.Time()
+	end := assertionEnd(a)
 	switch {
 	case a.Issuer != id, a.Subject != id:
 		return "iss and sub are not the client"
 	case len(a.Audience) != 1, a.Audience[0] != i.cfg.URL && a.Audience[0] != i.cfg.URL+"/oauth2/token":
 		return "aud is not this issuer alone"
-	case !now.Before(exp.Add(skew)):
-		return "it has expired"
-	case exp.After(now.Add(maxAssertion + skew)):
-		return "exp is more than 5 minutes ahead"
+	case !now.Before(end.Add(skew)):
+		return "it has expired, or its iat is more than 5 minutes ago"
+	case end.After(now.Add(maxAssertion + skew)):
+		return "exp is more than 5 minutes ahead, and there is no iat that bounds it"
 	case a.NotBefore.Time().After(now.Add(skew)), a.IssuedAt.Time().After(now.Add(skew)):
 		return "it is from the future"
 	case len(a.ID) > bus.MaxID:
@@ -70,7 +80,7 @@ type usedAssertion struct {
 // errNotProven: it was used before.
 func (i *Issuer) useAssertion(ctx context.Context, id string, a *keyring.Assertion, now time.Time) error {
 	jti := sha256.Sum256([]byte(a.ID))
-	until := a.ExpiresAt.Time().Add(i.cfg.Leeway + 2*clockSkew)
+	until := assertionEnd(a).Add(i.cfg.Leeway + 2*clockSkew)
 	_, err := i.Clients.Create(ctx, bus.Name("used", id, string(jti[:])), encode(usedAssertion{until.Unix(), newID()}))
 	switch {
 	case errors.Is(err, bus.ErrExists):
