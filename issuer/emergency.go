@@ -183,7 +183,7 @@ func (i *Issuer) withdraw(ctx context.Context, kid string) error {
 			if k == nil || k.state() == keyring.Revoked {
 				return nil
 			}
-			life := max(time.Duration(k.MaxLifetime)*time.Second, i.cfg.AccessLifetime)
+			life := max(time.Duration(k.MaxLifetime)*time.Second, i.cfg.longestToken())
 			err = i.become(ctx, v, k, keyring.Revoked, func(f *bus.KeyFact) { f.ExpiresAt = v.now.Add(life).Unix() + i.tail() })
 		}
 		switch {

@@ -35,6 +35,7 @@ func (i *Issuer) PublicHandler() http.Handler {
 	i.routeSimpleJWT(mux)
 	i.routeDevices(mux)
 	i.routeOAuth(mux)
+	i.routeBrowser(mux)
 	mux.HandleFunc("GET /.well-known/jwks.json", i.serveJWKS)
 	if !i.cfg.OpsApart {
 		i.routeOps(mux)

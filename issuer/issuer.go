@@ -78,6 +78,9 @@ type Config struct {
 
 	AccessLifetime  time.Duration
 	RefreshLifetime time.Duration
+	SessionIdle     time.Duration // how long a browser's session lives unless it is renewed
+	SessionLifetime time.Duration // how long any session lives, however often it is renewed; 0: no end
+	CookieRefresh   bool          // Simple JWT's endpoints keep the refresh token in a cookie
 	RefreshGrace    time.Duration // how long the first use of a refresh token may be repeated
 	MaxSessions     int           // per user; refuses a new one, never ends an old one
 	RecheckEvery    time.Duration // how often the Directory is asked for the users with open sessions; 0: never
@@ -268,6 +271,9 @@ func (c *Config) setDefaults() {
 	if c.RefreshLifetime == 0 {
 		c.RefreshLifetime = 168 * time.Hour
 	}
+	if c.SessionIdle == 0 {
+		c.SessionIdle = 30 * time.Minute
+	}
 	if c.Alg == "" {
 		c.Alg = keyring.RS256
 	}
@@ -279,13 +285,18 @@ func (c *Config) setDefaults() {
 	}
 }
 
+// longestToken is how long a token that agents accept may live.
+func (c *Config) longestToken() time.Duration { return max(c.AccessLifetime, c.SessionIdle) }
+
 func (c *Config) check() error {
 	switch {
 	case c.URL == "":
 		return errors.New(`"issuer.url" is empty: it is the "iss" of every token`)
 	case c.AccessLifetime < time.Second || c.RefreshLifetime < c.AccessLifetime:
 		return fmt.Errorf(`"issuer.access_lifetime" (%s) must be at least 1s and no longer than "issuer.refresh_lifetime" (%s)`, c.AccessLifetime, c.RefreshLifetime)
-	case c.RefreshGrace < 0, c.PublishAhead < 0, c.RotateEvery < 0, c.Leeway < 0, c.RotateWait < 0, c.RecheckEvery < 0, c.MaxSessions < 0, c.MaxCredentials < 0, c.LoginLimit < 0:
+	case c.SessionIdle < time.Second:
+		return fmt.Errorf(`"issuer.session_idle" (%s) must be at least 1s`, c.SessionIdle)
+	case c.RefreshGrace < 0, c.SessionLifetime < 0, c.PublishAhead < 0, c.RotateEvery < 0, c.Leeway < 0, c.RotateWait < 0, c.RecheckEvery < 0, c.MaxSessions < 0, c.MaxCredentials < 0, c.LoginLimit < 0:
 		return errors.New("a duration or a count is negative")
 	}
 	if _, err := keyring.ParseAlg(string(c.Alg)); err != nil {

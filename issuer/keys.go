@@ -30,7 +30,7 @@ type newKey struct {
 // everybody of it. It signs nothing yet. activateAt zero: it stands by. bus.ErrConflict: another
 // issuer wrote about a key first.
 func (i *Issuer) announce(ctx context.Context, v *ringView, audience string, alg keyring.Alg, bits int, activateAt time.Time) (*keyring.Key, error) {
-	n := &newKey{audience: audience, activateAt: activateAt, life: i.cfg.AccessLifetime}
+	n := &newKey{audience: audience, activateAt: activateAt, life: i.cfg.longestToken()}
 	var err error
 	if alg.Symmetric() {
 		if n.master, err = i.master(ctx, v, audience); err != nil {
@@ -148,7 +148,7 @@ func (i *Issuer) become(ctx context.Context, v *ringView, k *ringKey, to keyring
 	}
 	f.State = string(to)
 	// A lifetime that was configured longer since then counts for what the key has signed since then.
-	f.MaxLifetime = max(f.MaxLifetime, int64(i.cfg.AccessLifetime/time.Second))
+	f.MaxLifetime = max(f.MaxLifetime, int64(i.cfg.longestToken()/time.Second))
 	change(&f)
 	return i.appendKey(ctx, v, &f, nil)
 }

@@ -20,13 +20,15 @@ type Credentials struct {
 // Login proves a password and begins a session. The errors are ErrCredentials, *BusyError,
 // ErrTooManySessions and ErrUnavailable. An unknown user costs what a wrong password costs.
 func (i *Issuer) Login(ctx context.Context, c Credentials) (*Tokens, error) {
-	tokens, err := i.login(ctx, c)
+	tokens, err := i.login(ctx, c, kindRefresh)
 	i.metrics.logins.WithLabelValues(outcome(err)).Inc()
 	return tokens, err
 }
 
-func (i *Issuer) login(ctx context.Context, c Credentials) (*Tokens, error) {
-	return i.loginFor(ctx, c, func(u *userRecord) (grant, error) { return grant{ClientID: i.cfg.DefaultClient, Scope: u.Scope}, nil })
+func (i *Issuer) login(ctx context.Context, c Credentials, kind string) (*Tokens, error) {
+	return i.loginFor(ctx, c, func(u *userRecord) (grant, error) {
+		return grant{ClientID: i.cfg.DefaultClient, Scope: u.Scope, Kind: kind}, nil
+	})
 }
 
 // loginFor is login for what granted gives the user. Its error is given back as it is, and no session is begun.
@@ -57,6 +59,7 @@ type grant struct {
 	ClientID string
 	Scope    string  // RFC 6749 §3.3; what the user has no more is not granted later either
 	Client   *caller // ClientID's, where it is registered; nil: none that bounds the tokens
+	Kind     string  // of the session: kindRefresh or kindBrowser
 }
 
 // limitedName keeps names that no user can have from filling memory: they share one limit. Upper and lower case share one too,
@@ -153,11 +156,11 @@ func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64, g gran
 		return nil, err
 	}
 	s := &session{
-		ID: newUUID(), Subject: user.ID, Username: user.Username, ClientID: g.ClientID, Scope: g.Scope,
+		ID: newUUID(), Kind: g.Kind, Subject: user.ID, Username: user.Username, ClientID: g.ClientID, Scope: g.Scope,
 		AuthTime: now.Unix(), Seq: seq, Created: now.Unix(),
 	}
 	s.Mark = passwordMark(s.ID, user.Marker)
-	s.rotate(rr.signing.ID(), now, i.lifetimes(g.Client))
+	s.first(rr.signing.ID(), now, i.lifetimes(g.Client))
 	signing := i.sign(key, rr, s, user, ask{client: g.Client})
 	if i.cfg.MaxSessions > 0 {
 		n, err := i.countLive(ctx, user.ID)
@@ -181,7 +184,7 @@ func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64, g gran
 	if err := settle(); err != nil { // one that stood still meanwhile may have signed with a key retired since
 		return nil, err
 	}
-	i.event(ctx, "session began", "sub", s.Subject, "sid", s.ID, "jti", s.AccessID, "client_id", s.ClientID, "session_seq", s.Seq, "kid", key.ID())
+	i.event(ctx, "session began", "kind", s.Kind, "sub", s.Subject, "sid", s.ID, "jti", s.AccessID, "client_id", s.ClientID, "session_seq", s.Seq, "kid", key.ID())
 	return tokens, nil
 }
 
@@ -206,15 +209,21 @@ func (i *Issuer) sign(key *keyring.Key, rr *refreshRing, s *session, user *userR
 
 // tokens signs what the record says.
 func (i *Issuer) tokens(key *keyring.Key, rr *refreshRing, s *session, user *userRecord, a ask) (*Tokens, error) {
+	granted := *s
+	granted.Scope = a.narrowed(narrow(s.Scope, user.Scope))
+	if s.Kind == kindBrowser {
+		return i.browserTokens(key, &granted, user)
+	}
 	refresh, err := i.refreshToken(rr, s)
 	if err != nil {
 		return nil, err
 	}
-	granted := *s
-	granted.Scope = a.narrowed(narrow(s.Scope, user.Scope))
 	access, err := i.accessToken(key, &granted, user.Roles)
 	if err != nil {
 		return nil, err
 	}
-	return &Tokens{Access: access, Refresh: refresh, SessionID: s.ID, Scope: granted.Scope, ExpiresAt: unix(s.AccessExpires)}, nil
+	return &Tokens{
+		Access: access, Refresh: refresh, SessionID: s.ID, Scope: granted.Scope,
+		ExpiresAt: unix(s.AccessExpires), RefreshUntil: unix(s.Expires),
+	}, nil
 }

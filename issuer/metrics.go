@@ -17,7 +17,7 @@ type metrics struct {
 	basic               *prometheus.CounterVec
 	reuses, revocations prometheus.Counter
 	hashing             prometheus.Histogram
-	requests            *prometheus.CounterVec
+	requests, renewals  *prometheus.CounterVec
 }
 
 func newMetrics(reg *prometheus.Registry, replica Replica, clockOff func() time.Duration) *metrics {
@@ -25,6 +25,7 @@ func newMetrics(reg *prometheus.Registry, replica Replica, clockOff func() time.
 		logins:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_logins_total", Help: "Logins, by outcome."}, []string{"outcome"}),
 		refreshes:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_refreshes_total", Help: "Refreshes, by outcome."}, []string{"outcome"}),
 		basic:       prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_basic_checks_total", Help: "Passwords that agents asked about, by outcome."}, []string{"outcome"}),
+		renewals:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_session_renewals_total", Help: "Renewals of browser sessions, by outcome."}, []string{"outcome"}),
 		reuses:      prometheus.NewCounter(prometheus.CounterOpts{Name: "sidekey_refresh_reuses_total", Help: "Sessions ended because a refresh token was used twice."}),
 		revocations: prometheus.NewCounter(prometheus.CounterOpts{Name: "sidekey_revocations_total", Help: "Revocations that this issuer appended to the log."}),
 		hashing: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "sidekey_password_hash_seconds", Help: "Time of one password hash.",
@@ -35,8 +36,9 @@ func newMetrics(reg *prometheus.Registry, replica Replica, clockOff func() time.
 		m.logins.WithLabelValues(o)
 		m.refreshes.WithLabelValues(o)
 		m.basic.WithLabelValues(o)
+		m.renewals.WithLabelValues(o)
 	}
-	reg.MustRegister(m.logins, m.refreshes, m.basic, m.reuses, m.revocations, m.hashing, m.requests,
+	reg.MustRegister(m.logins, m.refreshes, m.renewals, m.basic, m.reuses, m.revocations, m.hashing, m.requests,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_applied_seq", Help: "The log sequence that this issuer has applied."},
 			func() float64 { return float64(replica.Snapshot().Position.Seq) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_clock_off_seconds", Help: "How far this machine's clock is ahead of the other issuers' ticks; negative: behind."},
@@ -57,7 +59,7 @@ func outcome(err error) string {
 		return "limited"
 	case errors.As(err, &busy):
 		return "busy"
-	case errors.As(err, &denied), errors.Is(err, ErrCredentials), errors.Is(err, ErrNoAccount):
+	case errors.As(err, &denied), errors.As(err, new(*CSRFError)), errors.Is(err, ErrCredentials), errors.Is(err, ErrNoAccount):
 		return "denied"
 	}
 	return "unavailable"

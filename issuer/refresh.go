@@ -87,12 +87,8 @@ func (i *Issuer) exchange(ctx context.Context, p *presented) (*Tokens, error) {
 	if err != nil {
 		return nil, err
 	}
-	if i.revoked(s) {
-		i.closeFound(ctx, s)
-		return nil, i.endedRefusal(ctx, s, p)
-	}
-	if s.Closed != 0 {
-		return nil, i.endedRefusal(ctx, s, p)
+	if err := i.standing(ctx, s, p); err != nil {
+		return nil, err
 	}
 	key, err := i.signer(ctx, i.cfg.Audience)
 	if err != nil {
@@ -134,6 +130,18 @@ func (i *Issuer) exchange(ctx context.Context, p *presented) (*Tokens, error) {
 	}
 	i.event(ctx, "session refreshed", "sub", s.Subject, "sid", s.ID, "gen", s.Gen, "jti", s.AccessID, "kid", key.ID(), "retry", verdict == useAgain)
 	return signing()
+}
+
+// standing refuses a token whose session is revoked or closed.
+func (i *Issuer) standing(ctx context.Context, s *session, p *presented) error {
+	revoked := i.revoked(s)
+	if revoked {
+		i.closeFound(ctx, s)
+	}
+	if revoked || s.Closed != 0 {
+		return i.endedRefusal(ctx, s, p)
+	}
+	return nil
 }
 
 // endedRefusal is what the holder of a token of an ended session is told: that the account is gone, where it is, as Simple

@@ -216,7 +216,7 @@ func (i *Issuer) EndOthers(ctx context.Context, sub, keep string) (int, error) {
 func (i *Issuer) cutoff(ctx context.Context, r *bus.Revocation) (bus.Position, error) {
 	now := i.now()
 	r.Time = now.Unix()
-	r.ExpiresAt = now.Add(i.cfg.RefreshLifetime+i.cfg.AccessLifetime+retiredSlack).Unix() + i.tail()
+	r.ExpiresAt = now.Add(i.cfg.RefreshLifetime+i.cfg.longestToken()+retiredSlack).Unix() + i.tail()
 	r.ExpiresAt = max(r.ExpiresAt, i.longest().Unix()) // foreign tokens may live longer than ours
 	pos, err := i.append(ctx, r)
 	if err != nil {
@@ -230,7 +230,7 @@ func (i *Issuer) cutoff(ctx context.Context, r *bus.Revocation) (bus.Position, e
 
 // longest is when the last access token that is alive now, of any key, has expired for everyone.
 func (i *Issuer) longest() time.Time {
-	life := i.cfg.AccessLifetime
+	life := i.cfg.longestToken()
 	for _, rec := range i.Replica.Snapshot().Ring.Records() {
 		if rec.State == keyring.Active || rec.State == keyring.Retiring || rec.State == keyring.Announced {
 			life = max(life, rec.MaxLifetime)

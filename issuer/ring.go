@@ -192,6 +192,6 @@ func (i *Issuer) superseded(kid string, is bool, now time.Time) time.Time {
 
 // spent tells whether nothing that a retiring key signed can be accepted any more, by any clock.
 func (i *Issuer) spent(k *ringKey, now time.Time) bool {
-	life := max(time.Duration(k.MaxLifetime)*time.Second, i.cfg.AccessLifetime)
+	life := max(time.Duration(k.MaxLifetime)*time.Second, i.cfg.longestToken())
 	return now.After(time.Unix(k.RetiredAt, 0).Add(life + time.Duration(i.tail())*time.Second))
 }

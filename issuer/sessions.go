@@ -13,7 +13,7 @@ import (
 	"github.com/sidekey/sidekey/keyring"
 )
 
-// session is a login and its family of refresh tokens, as the bucket "sessions" holds it under
+// session is a login and its family of refresh tokens, or a browser's session (browser.go), as the bucket "sessions" holds it under
 // bus.Name(sub, sid). It says all that its current tokens say, so no token is stored, and each can
 // be made again. Every change is a compare-and-set.
 //
@@ -45,6 +45,9 @@ type session struct {
 	// ForeignExp is the exp of the foreign token that the session was made from: until then the record is the claim on it.
 	ForeignExp int64 `json:"foreign_exp,omitempty"`
 
+	Kind string `json:"kind,omitempty"` // kindBrowser; "": a family of refresh tokens
+	CSRF string `json:"csrf,omitempty"` // of a browser: the token that its unsafe requests carry; the same as long as the session
+
 	RotatedAt int64  `json:"rotated_at"` // milliseconds since 1970: when the generation before was first used
 	Created   int64  `json:"created"`
 	Closed    int64  `json:"closed"`          // NumericDate, 0: open. It is never opened again
@@ -57,9 +60,10 @@ type Session struct {
 	ID       string `json:"sid"`
 	Subject  string `json:"sub"`
 	ClientID string `json:"client_id"`
-	Created  int64  `json:"created"`   // NumericDates, as the rest
-	LastUsed int64  `json:"last_used"` // when the newest tokens were made
-	Expires  int64  `json:"expires"`   // of the current refresh token
+	Kind     string `json:"kind,omitempty"` // "browser", or none: of refresh tokens
+	Created  int64  `json:"created"`        // NumericDates, as the rest
+	LastUsed int64  `json:"last_used"`      // when the newest tokens were made
+	Expires  int64  `json:"expires"`        // of the current refresh token
 	Gen      uint64 `json:"gen"`
 	Closed   int64  `json:"closed"` // 0: open
 }
@@ -116,7 +120,7 @@ func (i *Issuer) revoked(s *session) bool {
 func (s *session) name() string { return bus.Name(s.Subject, s.ID) }
 
 func (s *session) public() Session {
-	return Session{s.ID, s.Subject, s.ClientID, s.Created, s.AccessIssued, s.Expires, s.Gen, s.Closed}
+	return Session{s.ID, s.Subject, s.ClientID, s.Kind, s.Created, s.AccessIssued, s.Expires, s.Gen, s.Closed}
 }
 
 // session reads one record.

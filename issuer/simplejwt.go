@@ -31,8 +31,12 @@ func (i *Issuer) routeSimpleJWT(mux *http.ServeMux) {
 		"/api/token/verify":    {[]string{"token"}, i.simpleVerify},
 		"/api/token/blacklist": {[]string{"refresh"}, i.simpleBlacklist},
 	} {
-		mux.HandleFunc(path, i.simple(e))
-		mux.HandleFunc(path+"/{$}", i.simple(e))
+		handler := i.simple(e)
+		if own := i.cookieEndpoints()[path]; own != nil {
+			handler = own
+		}
+		mux.HandleFunc(path, handler)
+		mux.HandleFunc(path+"/{$}", handler)
 	}
 }
 

@@ -17,6 +17,9 @@ type Tokens struct {
 	SessionID       string
 	Scope           string    // of the access token
 	ExpiresAt       time.Time // of the access token
+	RefreshUntil    time.Time // when the refresh token expires
+
+	Browser *BrowserSession // of a browser's session, instead of access and refresh token
 }
 
 // Sign makes a token of claims whose times and ids are fixed already, with the key that signs for
@@ -64,11 +67,24 @@ func (i *Issuer) activeKey(ring *keyring.Ring) (*keyring.KeyRecord, bool) {
 
 // accessToken signs the session's newest access token, whose jti and times the record has fixed.
 func (i *Issuer) accessToken(key *keyring.Key, s *session, roles []string) (string, error) {
+	return key.Sign(keyring.AccessToken, i.accessClaims(s, roles))
+}
+
+// sessionToken signs a browser's newest session token. It says what an access token says, with another
+// type, so that who reads typ or token_type takes neither for the other.
+func (i *Issuer) sessionToken(key *keyring.Key, s *session, roles []string) (string, error) {
+	c := i.accessClaims(s, roles)
+	c.TokenType, c.CSRF = "session", csrfHash(s.CSRF)
+	return key.Sign(keyring.SessionToken, c)
+}
+
+// accessClaims are what agents read of a session.
+func (i *Issuer) accessClaims(s *session, roles []string) keyring.Claims {
 	c := i.claims(s)
 	c.Audience = []string{i.cfg.Audience}
 	c.ID, c.TokenType, c.Roles = s.AccessID, "access", roles
 	c.IssuedAt, c.NotBefore, c.ExpiresAt = keyring.NumericDate(s.AccessIssued), keyring.NumericDate(s.AccessIssued), keyring.NumericDate(s.AccessExpires)
-	return key.Sign(keyring.AccessToken, c)
+	return c
 }
 
 // refreshToken signs the session's current refresh token. For one record it is the same, byte for
@@ -97,12 +113,17 @@ func (i *Issuer) claims(s *session) keyring.Claims {
 // proveAccess reads an access token: signature, iss, aud and times, by this issuer's own ring,
 // then what is revoked. A *keyring.Denial says why not. It is for who holds a lease: see vouch.
 func (i *Issuer) proveAccess(token string) (*keyring.Token, error) {
+	return i.proveTyped(token, keyring.AccessToken)
+}
+
+// proveTyped is proveAccess for either type of token that agents read.
+func (i *Issuer) proveTyped(token string, typ keyring.TokenType) (*keyring.Token, error) {
 	snap := i.Replica.Snapshot()
 	if !snap.Ready {
 		return nil, fmt.Errorf("%w: the log has not been read yet", ErrUnavailable)
 	}
 	t, err := snap.Ring.Verify(token, keyring.Expect{
-		Type: keyring.AccessToken, Audiences: []string{i.cfg.Audience}, Leeway: i.cfg.Leeway, Now: i.now(),
+		Type: typ, Audiences: []string{i.cfg.Audience}, Leeway: i.cfg.Leeway, Now: i.now(),
 	})
 	if err != nil {
 		return nil, err

@@ -49,6 +49,9 @@ type IssuerConfig struct {
 	AccessLifetime  time.Duration `toml:"access_lifetime" help:"how long an access token lives"`
 	RefreshLifetime time.Duration `toml:"refresh_lifetime" help:"how long a refresh token lives, and so an unused session"`
 	RefreshGrace    time.Duration `toml:"refresh_grace" help:"how long the retry of a refresh gets the same answer"`
+	SessionIdle     time.Duration `toml:"session_idle" help:"how long a browser's session lives unless it is renewed"`
+	SessionLifetime time.Duration `toml:"session_lifetime" help:"how long a session lives, however often it is renewed (0: no end)"`
+	CookieRefresh   bool          `toml:"cookie_refresh" help:"keep Simple JWT's refresh token in a cookie, never in a body"`
 	MaxSessions     int           `toml:"max_sessions" help:"open sessions of one user"`
 	AllowPassword   bool          `toml:"allow_password_grant" help:"POST /oauth2/token takes grant_type=password"`
 	MaxCredentials  int           `toml:"max_credentials" help:"usable API keys and opaque tokens of one user"`
@@ -112,6 +115,7 @@ func defaultConfig() Config {
 			AccessLifetime:  15 * time.Minute,
 			RefreshLifetime: 168 * time.Hour,
 			RefreshGrace:    30 * time.Second,
+			SessionIdle:     30 * time.Minute,
 			MaxSessions:     1000,
 			MaxCredentials:  1000,
 		},

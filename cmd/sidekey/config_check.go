@@ -130,6 +130,12 @@ func (c *Config) validateLifetimes() error {
 		return c.fault("issuer.refresh_grace", "want a duration from 0s to below issuer.refresh_lifetime (%s), got %s",
 			is.RefreshLifetime, is.RefreshGrace)
 	}
+	if is.SessionIdle < time.Second || is.SessionIdle > maxLifetime {
+		return c.fault("issuer.session_idle", "want a duration of 1s to %s, got %s", maxLifetime, is.SessionIdle)
+	}
+	if is.SessionLifetime != 0 && (is.SessionLifetime < time.Second || is.SessionLifetime > maxLifetime) {
+		return c.fault("issuer.session_lifetime", "want 0s or a duration of 1s to %s, got %s", maxLifetime, is.SessionLifetime)
+	}
 	if is.MaxSessions < 1 {
 		return c.fault("issuer.max_sessions", "want at least 1, got %d", is.MaxSessions)
 	}

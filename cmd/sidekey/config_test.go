@@ -159,6 +159,8 @@ func TestConfigErrors(t *testing.T) {
 		{"[issuer]\naccess_lifetime = \"0s\"", `c.toml:2: issuer.access_lifetime: want a duration of 1s to`},
 		{"[issuer]\nrefresh_lifetime = \"15m\"", `c.toml:2: issuer.refresh_lifetime: want a duration longer than issuer.access_lifetime (15m0s)`},
 		{"[issuer]\nrefresh_grace = \"-1s\"", `c.toml:2: issuer.refresh_grace: want a duration from 0s`},
+		{"[issuer]\nsession_idle = \"0s\"", `c.toml:2: issuer.session_idle: want a duration of 1s to 87600h0m0s, got 0s`},
+		{"[issuer]\nsession_lifetime = \"-1h\"", `c.toml:2: issuer.session_lifetime: want 0s or a duration of 1s`},
 		{"[issuer]\nmax_sessions = 0", `c.toml:2: issuer.max_sessions: want at least 1, got 0`},
 		{"[issuer]\nmax_credentials = 0", `c.toml:2: issuer.max_credentials: want at least 1, got 0`},
 		{"[issuer]\nuser_id_claim = \"sub\"", `c.toml:2: issuer.user_id_claim: "sub" has another meaning in a token`},

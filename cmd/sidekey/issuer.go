@@ -278,6 +278,7 @@ func (p *issuerProcess) issuerConfig() issuer.Config {
 		URL: c.URL, Audience: c.Audience, DefaultClient: c.DefaultClient, UserIDClaim: c.UserIDClaim,
 		Name: p.cfg.Agent.Name, Version: version(),
 		AccessLifetime: c.AccessLifetime, RefreshLifetime: c.RefreshLifetime, RefreshGrace: c.RefreshGrace, MaxSessions: c.MaxSessions, MaxCredentials: c.MaxCredentials,
+		SessionIdle: c.SessionIdle, SessionLifetime: c.SessionLifetime, CookieRefresh: c.CookieRefresh,
 		AllowPasswordGrant: c.AllowPassword,
 		Alg:                keyring.Alg(k.Alg), Bits: k.Bits, RotateEvery: k.RotateEvery, PublishAhead: k.PublishAhead,
 		Leeway: p.cfg.Agent.Leeway, LoginLimit: p.cfg.loginLimit, OpsApart: c.OpsListen != c.Listen,
