@@ -106,6 +106,13 @@ func (g *Guard) note(bucket string, revision uint64) {
 	g.wake()
 }
 
+// seen gives how far a bucket had come; 0: nothing is known of it.
+func (g *Guard) seen(bucket string) uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.high[bucket]
+}
+
 // noteRecord remembers a record's version, where its bucket is kept.
 func (g *Guard) noteRecord(bucket, name string, version uint64) {
 	if g.records.note(bucket, name, version) {

@@ -68,6 +68,7 @@ func stocked(t *testing.T) (*bustest.Bus, *bus.Log) {
 	}
 	head := collect(t, l, bus.Cursor{}, 2)[1].Cursor()
 	writeCheckpoint(t, l, head, []byte("image"))
+	audited(t, b.Audit(t, "one"), "secret")
 	for _, name := range buckets {
 		if _, err := b.Bucket(t, name).Create(t.Context(), bus.Name("x"), []byte("secret")); err != nil {
 			t.Fatal(err)
@@ -79,7 +80,7 @@ func stocked(t *testing.T) (*bustest.Bus, *bus.Log) {
 var buckets = []string{bus.BucketUsers, bus.BucketSubjects, bus.BucketSessions, bus.BucketClients, bus.BucketKeys, bus.BucketAgents, bus.BucketIssuers, bus.BucketJoins}
 
 func streams() []string {
-	all := []string{"sidekey_log", "sidekey_checkpoint", "sidekey_grants"}
+	all := []string{"sidekey_log", "sidekey_checkpoint", "sidekey_grants", "sidekey_audit"}
 	for _, name := range buckets {
 		all = append(all, "KV_sidekey_"+name)
 	}
@@ -124,7 +125,7 @@ func TestAgentMayNot(t *testing.T) {
 	publish := []string{
 		"$JS.API.INFO", "$JS.API.ACCOUNT.PURGE.x", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST",
 		"$JS.API.META.LEADER.STEPDOWN", "$JS.API.SERVER.REMOVE",
-		"sidekey.log.key", "sidekey.log.revoke", "sidekey.log.tick", "sidekey.log.other", "sidekey.grants",
+		"sidekey.log.key", "sidekey.log.revoke", "sidekey.log.tick", "sidekey.log.other", "sidekey.grants", "sidekey.audit._eA",
 		"sidekey.live.key", "sidekey.live.revoke", "sidekey.live.tick",
 		"sidekey.checkpoint.manifest", "sidekey.checkpoint.chunk.x", "$SYS.REQ.SERVER.PING", "$SYS.ACCOUNT.SIDEKEY.CONNECT",
 		"_INBOX.x.y", "_INBOX_AGENT.x.y", "_INBOX_AGENT._eA.y", "_INBOX_JOIN.x.y", "_R_.x", "other",
@@ -154,7 +155,7 @@ func TestAgentMayNot(t *testing.T) {
 		}
 	}
 	subscribe := []string{
-		">", "*", "sidekey.>", "sidekey.*.*", "sidekey.log.>", "sidekey.ack.*", "sidekey.status.*", "sidekey.used.*", "sidekey.basic.*", "sidekey.basic._eA", "sidekey.join.*", "sidekey.removed", "sidekey.lease.*", "sidekey.grants",
+		">", "*", "sidekey.>", "sidekey.*.*", "sidekey.log.>", "sidekey.ack.*", "sidekey.status.*", "sidekey.used.*", "sidekey.basic.*", "sidekey.basic._eA", "sidekey.join.*", "sidekey.removed", "sidekey.lease.*", "sidekey.grants", "sidekey.audit.*",
 		"sidekey.checkpoint.>", "_INBOX.>", "_INBOX.x.*", "_INBOX_AGENT.>", "_INBOX_AGENT._eQ.>", "_INBOX_AGENT.*.>", "_INBOX_JOIN.>", "_R_.>", "$SYS.>", "$JS.>", "$JS.API.>", "$JS.EVENT.>", "$KV.>", "$KV.sidekey_users.>",
 	}
 	for _, subject := range subscribe {

@@ -21,6 +21,7 @@ const (
 //	<prefix>.ack.<agent>            an agent has applied all up to a position
 //	<prefix>.lease.<agent>          an agent asks for a lease; an issuer answers
 //	<prefix>.grants                 which leases a tick answers, stream <prefix>_grants, for issuers
+//	<prefix>.audit.<issuer>         who did what, sealed; stream <prefix>_audit, for issuers
 //	<prefix>.status.<agent>         an agent tells how it is
 //	<prefix>.used.<agent>           an agent tells which credentials were used, and when; an issuer confirms
 //	<prefix>.basic.<agent>          an agent asks whether a password is right; an issuer answers
@@ -51,6 +52,8 @@ func (s subjects) answer(agent string) string { return string(s) + ".answer." + 
 func (s subjects) lease(agent string) string  { return string(s) + ".lease." + agent }
 func (s subjects) grants() string             { return string(s) + ".grants" }
 func (s subjects) grantsStream() string       { return string(s) + "_grants" }
+func (s subjects) audit(issuer string) string { return string(s) + ".audit." + issuer }
+func (s subjects) auditStream() string        { return string(s) + "_audit" }
 func (s subjects) logStream() string          { return string(s) + "_log" }
 func (s subjects) checkpointStream() string   { return string(s) + "_checkpoint" }
 func (s subjects) bucket(name string) string  { return string(s) + "_" + name }

@@ -21,17 +21,22 @@ func (i *Issuer) AdminHandler(token string) http.Handler {
 		got := sha256.Sum256([]byte(bearer(r)))
 		if subtle.ConstantTimeCompare(got[:], want[:]) != 1 || token == "" {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="sidekey admin"`)
-			i.audit.Warn("admin request without the admin token", "address", clientAddress(r))
+			i.refusal(r.Context(), "admin request without the admin token", "method", r.Method, "path", auditPath(r))
 			problem(w, http.StatusUnauthorized, "give the admin token: Authorization: Bearer …, as <data_dir>/admin.token has it")
 			return
 		}
-		open.ServeHTTP(w, r)
+		open.ServeHTTP(w, r.WithContext(withActor(r.Context(), "admin token")))
 	}))
 }
 
 // LocalAdminHandler serves /admin/v1/ without asking for a token: for a unix socket, whose file
 // mode says who may connect, and for nothing else.
-func (i *Issuer) LocalAdminHandler() http.Handler { return i.guard(i.adminRoutes()) }
+func (i *Issuer) LocalAdminHandler() http.Handler {
+	open := i.adminRoutes()
+	return i.guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		open.ServeHTTP(w, r.WithContext(withActor(r.Context(), "unix socket")))
+	}))
+}
 
 func (i *Issuer) adminRoutes() http.Handler {
 	mux := http.NewServeMux()
@@ -69,7 +74,7 @@ func (i *Issuer) adminRoutes() http.Handler {
 	}
 	maps.Copy(routes, i.clientRoutes())
 	for pattern, serve := range routes {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		mux.HandleFunc(pattern, i.audited(func(w http.ResponseWriter, r *http.Request) {
 			status, answer, err := serve(r)
 			switch {
 			case err != nil:
@@ -79,8 +84,9 @@ func (i *Issuer) adminRoutes() http.Handler {
 			default:
 				writeJSON(w, status, answer)
 			}
-		})
+		}))
 	}
+	mux.HandleFunc("GET /admin/v1/audit", i.serveAudit)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		// A path that is there for another method is 405, with what it is there for.
 		if allowed := allowedMethods(mux, r); allowed != "" {

@@ -163,7 +163,7 @@ func (i *Issuer) sealMissing(ctx context.Context, v *ringView) (bool, error) {
 			return true, err
 		}
 		for _, b := range boxes {
-			i.audit.Info("secret sealed", "agent", b.Agent, "kid", k.KeyID, "aud", k.Audience)
+			i.event(ctx, "secret sealed", "agent", b.Agent, "kid", k.KeyID, "aud", k.Audience)
 		}
 		return true, nil
 	}
@@ -202,11 +202,11 @@ func (i *Issuer) RemoveAgent(ctx context.Context, name string) error {
 	case err != nil:
 		return unavailable("removing agent", name, err)
 	}
-	i.audit.Info("agent removed", "agent", name)
+	i.event(ctx, "agent removed", "agent", name)
 	i.lookAgain()
 	for _, f := range i.Replica.Keys() {
 		if f.Shared && slices.ContainsFunc(f.Sealed, func(b bus.SealedSecret) bool { return b.Agent == name }) {
-			i.audit.Warn("an agent was removed that holds an imported secret: it can mint with it until the key is revoked", "agent", name, "kid", f.KeyID)
+			i.event(ctx, "an agent was removed that holds an imported secret: it can mint with it until the key is revoked", "agent", name, "kid", f.KeyID)
 		}
 	}
 	return nil

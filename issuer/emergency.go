@@ -189,7 +189,7 @@ func (i *Issuer) withdraw(ctx context.Context, kid string) error {
 		switch {
 		case err == nil:
 			i.private.drop(kid)
-			i.audit.Warn("key revoked", "kid", kid)
+			i.event(ctx, "key revoked", "kid", kid)
 			return nil
 		case !errors.Is(err, bus.ErrConflict):
 			return err

@@ -49,7 +49,7 @@ func (i *Issuer) RemoveIssuer(ctx context.Context, name string) error {
 	case err != nil:
 		return unavailable("removing issuer", name, err)
 	}
-	i.audit.Info("issuer removed", "name", name)
+	i.event(ctx, "issuer removed", "name", name)
 	return nil
 }
 

@@ -61,7 +61,7 @@ func (i *Issuer) ImportKey(ctx context.Context, in Import) (*KeyStatus, error) {
 		}
 		switch {
 		case err == nil:
-			i.audit.Info("key imported", "kid", key.ID(), "alg", string(key.Alg()), "activate", in.Activate, "agents", in.Agents, "accept", string(in.Accept.Kind))
+			i.event(ctx, "key imported", "kid", key.ID(), "alg", string(key.Alg()), "activate", in.Activate, "agents", in.Agents, "accept", string(in.Accept.Kind))
 			if in.Activate {
 				return i.awaitActive(ctx, []string{key.ID()}, Waiting{})
 			}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -100,7 +102,7 @@ type Config struct {
 	Hash       Hash // the cost of a password; zero: DefaultHash
 }
 
-// Parts are what an Issuer works on. All but Directory, Credentials, Enrolment, Feed, Logger, Registry, Fresh and Now are needed.
+// Parts are what an Issuer works on. All but Directory, Credentials, Enrolment, Feed, Trail, AuditFile, AuditKey, Logger, Registry, Fresh and Now are needed.
 type Parts struct {
 	Log     Log
 	Replica Replica
@@ -133,7 +135,12 @@ type Parts struct {
 	// ClockOff is how far this machine's clock is ahead of the other issuers' ticks, for the metrics; nil: 0.
 	ClockOff func() time.Duration
 	// Clock says when that has ended; nil: lease.SystemClock.
-	Clock    lease.Clock
+	Clock lease.Clock
+	// Trail is where who did what is kept, and AuditFile a copy of it, an event a line. nil: the log alone has it.
+	Trail     Trail
+	AuditFile io.Writer
+	// AuditKey hides names in the audit that must not be read, the same way on every issuer. nil: one of this process.
+	AuditKey []byte
 	Logger   hclog.Logger
 	Registry *prometheus.Registry
 	Now      func() time.Time
@@ -194,19 +201,21 @@ func (e *InputError) Error() string { return fmt.Sprintf("%q %s", e.Field, e.Pro
 type Issuer struct {
 	cfg Config
 	Parts
-	log     hclog.Logger // what happens
-	audit   hclog.Logger // who did what
-	now     func() time.Time
-	hash    *hasher
-	limits  *loginLimits
-	clients *clientLimits
-	metrics *metrics
-	refresh refreshKeys
-	private privateKeys
-	sealing sealingKeys
-	amends  chan struct{}   // holds one token while nobody changes a credential
-	uses    uses            // of credentials, not written yet
-	turns   [256]sync.Mutex // by session: one refresh at a time in this process, so that only issuers compete
+	log       hclog.Logger // what happens
+	audit     hclog.Logger // who did what
+	audits    *auditor     // the same, for good
+	now       func() time.Time
+	hash      *hasher
+	limits    *loginLimits
+	clients   *clientLimits
+	metrics   *metrics
+	refresh   refreshKeys
+	private   privateKeys
+	sealing   sealingKeys
+	amends    chan struct{}   // holds one token while nobody changes a credential
+	uses      uses            // of credentials, not written yet
+	followers atomic.Int32    // of the audit
+	turns     [256]sync.Mutex // by session: one refresh at a time in this process, so that only issuers compete
 }
 
 // New checks cfg and parts. It reads and writes nothing: Run does.
@@ -247,6 +256,7 @@ func New(cfg Config, parts Parts) (*Issuer, error) {
 		i.audit = i.audit.With("issuer", cfg.Name)
 	}
 	i.metrics = newMetrics(parts.Registry, parts.Replica, parts.ClockOff)
+	i.audits = newAuditor(&cfg, &parts, i.now, i.metrics)
 	i.hash = newHasher(cfg.Hash, parts.Directory != nil, i.metrics.hashing)
 	i.limits = newLoginLimits(cfg.LoginLimit)
 	i.clients = newClientLimits(cfg.LoginLimit)

@@ -123,7 +123,7 @@ func (i *Issuer) appendKey(ctx context.Context, v *ringView, fact *bus.KeyFact, 
 			return unavailable("writing the new state of key", fact.KeyID, err)
 		}
 		last = pos.Seq
-		i.audit.Info("key entry written", "kid", fact.KeyID, "alg", fact.Alg, "state", fact.State, "aud", fact.Audience, "seq", pos.Seq, "sealed_to", n)
+		i.event(ctx, "key entry written", "kid", fact.KeyID, "alg", fact.Alg, "state", fact.State, "aud", fact.Audience, "seq", pos.Seq, "sealed_to", n)
 		if len(boxes) == 0 {
 			return i.settle(ctx, pos)
 		}

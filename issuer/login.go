@@ -34,6 +34,7 @@ func (i *Issuer) login(ctx context.Context, c Credentials, kind string) (*Tokens
 // loginFor is login for what granted gives the user. Its error is given back as it is, and no session is begun.
 func (i *Issuer) loginFor(ctx context.Context, c Credentials, granted func(*userRecord) (grant, error)) (*Tokens, error) {
 	if err := i.limits.take(limitedName(c.Username), c.Address, i.now()); err != nil {
+		i.refusal(ctx, "login limited", "name_hash", i.audits.pseudonym(c.Username))
 		return nil, err
 	}
 	if err := i.Ready(); err != nil {
@@ -42,8 +43,8 @@ func (i *Issuer) loginFor(ctx context.Context, c Credentials, granted func(*user
 	user, seq, err := i.authenticate(ctx, c)
 	if err != nil {
 		if errors.Is(err, ErrCredentials) {
-			// The name is not logged: people type passwords into that field.
-			i.refusal(ctx, "login refused")
+			// The name itself is not written: people type passwords into that field.
+			i.refusal(ctx, "login refused", "name_hash", i.audits.pseudonym(c.Username))
 		}
 		return nil, err
 	}
@@ -168,7 +169,7 @@ func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64, g gran
 			return nil, err
 		}
 		if n >= i.cfg.MaxSessions {
-			i.audit.Warn("login refused: too many sessions", "sub", user.ID, "sessions", n)
+			i.refusal(ctx, "login refused: too many sessions", "sub", user.ID, "sessions", n)
 			return nil, ErrTooManySessions
 		}
 	}

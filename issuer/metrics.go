@@ -18,6 +18,8 @@ type metrics struct {
 	reuses, revocations prometheus.Counter
 	hashing             prometheus.Histogram
 	requests, renewals  *prometheus.CounterVec
+	auditLost           *prometheus.CounterVec
+	auditBroken         prometheus.Counter
 }
 
 func newMetrics(reg *prometheus.Registry, replica Replica, clockOff func() time.Duration) *metrics {
@@ -32,13 +34,18 @@ func newMetrics(reg *prometheus.Registry, replica Replica, clockOff func() time.
 			Buckets: prometheus.ExponentialBuckets(0.01, 2, 9)}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_http_requests_total", Help: "Requests, by route and status."}, []string{"route", "status"}),
 	}
+	m.auditLost = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_audit_lost_total", Help: "Audit events that were not written, by why."}, []string{"reason"})
+	m.auditBroken = prometheus.NewCounter(prometheus.CounterOpts{Name: "sidekey_audit_broken_total", Help: "Times that records of this issuer's were found to be gone from the audit."})
+	for _, reason := range []string{"queue", "stream", "file", "flood"} {
+		m.auditLost.WithLabelValues(reason)
+	}
 	for _, o := range []string{"ok", "denied", "limited", "busy", "unavailable"} {
 		m.logins.WithLabelValues(o)
 		m.refreshes.WithLabelValues(o)
 		m.basic.WithLabelValues(o)
 		m.renewals.WithLabelValues(o)
 	}
-	reg.MustRegister(m.logins, m.refreshes, m.renewals, m.basic, m.reuses, m.revocations, m.hashing, m.requests,
+	reg.MustRegister(m.logins, m.refreshes, m.renewals, m.basic, m.reuses, m.revocations, m.hashing, m.requests, m.auditLost, m.auditBroken,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_applied_seq", Help: "The log sequence that this issuer has applied."},
 			func() float64 { return float64(replica.Snapshot().Position.Seq) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_clock_off_seconds", Help: "How far this machine's clock is ahead of the other issuers' ticks; negative: behind."},

@@ -25,6 +25,13 @@ func originOf(ctx context.Context) Origin {
 	return o
 }
 
+// withActor adds who acts.
+func withActor(ctx context.Context, actor string) context.Context {
+	o := originOf(ctx)
+	o.Actor = actor
+	return WithOrigin(ctx, o)
+}
+
 // maxUserAgent bounds what is kept of a User-Agent.
 const maxUserAgent = 256
 
@@ -34,15 +41,17 @@ func requestOrigin(r *http.Request) Origin {
 	return Origin{Address: clientAddress(r), UserAgent: agent[:min(len(agent), maxUserAgent)]}
 }
 
-// event writes an audit event: what was done, in words that stay, with what it was done to. Who asked for it,
-// and from where, is taken from ctx. A secret is never among pairs.
+// event writes an audit event: what was done, in words that stay and that docs/audit.md lists, with what it was done to.
+// Who asked for it, and from where, is taken from ctx. A secret is never among pairs.
 func (i *Issuer) event(ctx context.Context, what string, pairs ...any) {
-	i.audit.Info(what, append(pairs, originOf(ctx).pairs()...)...)
+	i.audit.Info(what, append(pairs[:len(pairs):len(pairs)], originOf(ctx).pairs()...)...)
+	i.audits.note(ctx, what, Done, pairs)
 }
 
 // refusal is event for what was refused.
 func (i *Issuer) refusal(ctx context.Context, what string, pairs ...any) {
-	i.audit.Warn(what, append(pairs, originOf(ctx).pairs()...)...)
+	i.audit.Warn(what, append(pairs[:len(pairs):len(pairs)], originOf(ctx).pairs()...)...)
+	i.audits.note(ctx, what, Refused, pairs)
 }
 
 func (o Origin) pairs() []any {

@@ -246,6 +246,6 @@ func (i *Issuer) append(ctx context.Context, r *bus.Revocation) (bus.Position, e
 		return pos, fmt.Errorf("revoking: %w: %w", ErrUnavailable, err)
 	}
 	i.metrics.revocations.Inc()
-	i.audit.Info("revoked", "seq", pos.Seq, "jti", r.ID, "sid", r.SessionID, "sub", r.Subject, "client_id", r.ClientID, "reason", r.Reason)
+	i.event(ctx, "revoked", "seq", pos.Seq, "jti", r.ID, "sid", r.SessionID, "sub", r.Subject, "client_id", r.ClientID, "reason", r.Reason)
 	return pos, i.settle(ctx, pos)
 }

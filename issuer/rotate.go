@@ -96,7 +96,7 @@ func (i *Issuer) Rotate(ctx context.Context, r Rotation) (*KeyStatus, error) {
 	if err := r.check(); err != nil {
 		return nil, err
 	}
-	i.audit.Info("rotation asked for", "alg", string(r.Alg), "emergency", r.Emergency, "force", r.Force)
+	i.event(ctx, "rotation asked for", "alg", string(r.Alg), "emergency", r.Emergency, "force", r.Force)
 	if r.Emergency {
 		return i.emergency(ctx, r.Waiting)
 	}
@@ -270,7 +270,7 @@ func (i *Issuer) force(ctx context.Context, kid string) (risk string, err error)
 			err = i.activate(ctx, v, k)
 		}
 		if err == nil {
-			i.audit.Error("a key was activated by force", "kid", kid, "risk", risk)
+			i.event(ctx, "a key was activated by force", "kid", kid, "risk", risk)
 			return risk, nil
 		}
 		if !errors.Is(err, bus.ErrConflict) {

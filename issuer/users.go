@@ -102,7 +102,7 @@ func (i *Issuer) AddUser(ctx context.Context, n NewUser) (*User, error) {
 		}
 		return nil, unavailable("adding user", rec.Username, err)
 	}
-	i.audit.Info("user added", "username", rec.Username, "sub", rec.ID)
+	i.event(ctx, "user added", "username", rec.Username, "sub", rec.ID)
 	return &rec.User, nil
 }
 
@@ -231,7 +231,7 @@ func (i *Issuer) changeUser(ctx context.Context, username string, ch UserChange)
 		_, err = i.Users.Update(ctx, bus.Name(username), encode(rec), revision)
 		switch {
 		case err == nil:
-			i.audit.Info("user changed", "username", username, "sub", rec.ID, "password_changed", ch.Password != nil, "disabled", rec.Disabled)
+			i.event(ctx, "user changed", "username", username, "sub", rec.ID, "password_changed", ch.Password != nil, "disabled", rec.Disabled)
 			if ch.Disabled == nil && ch.Scope == nil && ch.Roles == nil {
 				return &rec.User, cut, nil
 			}
@@ -296,7 +296,7 @@ func (i *Issuer) deleteUser(ctx context.Context, username string) (cut bus.Posit
 			if held, err := i.Subjects.Get(ctx, bus.Name(rec.ID)); err == nil {
 				i.releaseSubject(ctx, rec.ID, held.Revision)
 			}
-			i.audit.Info("user deleted", "username", username, "sub", rec.ID)
+			i.event(ctx, "user deleted", "username", username, "sub", rec.ID)
 			last, err := i.endCredentialsOf(ctx, rec.ID, "", "user deleted")
 			return later(cut, last), err
 		case !errors.Is(err, bus.ErrConflict):

@@ -174,30 +174,9 @@ func (r reply) decode(v any) error {
 func (c *client) send(ctx context.Context, method, path string, body any) (reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.limit)
 	defer cancel()
-	var content io.Reader
-	if body != nil {
-		text, err := json.Marshal(body)
-		if err != nil {
-			return reply{}, fmt.Errorf("writing the request: %w", err)
-		}
-		content = bytes.NewReader(text)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, content)
+	req, err := c.request(ctx, method, path, body)
 	if err != nil {
-		return reply{}, fmt.Errorf("writing the request: %w", err)
-	}
-	req.Header.Set("Accept", "application/json, application/problem+json")
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	if c.token != nil {
-		token, err := c.token()
-		if err != nil {
-			return reply{}, err
-		}
-		if token != "" {
-			req.Header.Set("Authorization", "Bearer "+token)
-		}
+		return reply{}, err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -212,6 +191,55 @@ func (c *client) send(ctx context.Context, method, path string, body any) (reply
 		return reply{}, fmt.Errorf("reading the answer of %s at %s: it is over %d bytes; ask for less", c.who, c.addr, maxAnswer)
 	}
 	return reply{status: resp.StatusCode, body: text}, nil
+}
+
+// request makes a request, with the token that belongs to it. body nil has none.
+func (c *client) request(ctx context.Context, method, path string, body any) (*http.Request, error) {
+	var content io.Reader
+	if body != nil {
+		text, err := json.Marshal(body)
+		if err != nil {
+			return nil, fmt.Errorf("writing the request: %w", err)
+		}
+		content = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, content)
+	if err != nil {
+		return nil, fmt.Errorf("writing the request: %w", err)
+	}
+	req.Header.Set("Accept", "application/json, application/problem+json")
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if c.token == nil {
+		return req, nil
+	}
+	token, err := c.token()
+	if err == nil && token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	return req, err
+}
+
+// stream asks for what has no end but the caller's. The body is closed by the caller.
+func (c *client) stream(ctx context.Context, path string) (io.ReadCloser, error) {
+	req, err := c.request(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.unreachable(err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp.Body, nil
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, c.unreachable(err)
+	}
+	return nil, c.refused(reply{status: resp.StatusCode, body: text})
 }
 
 // call is send for what must succeed: a status of 400 or more, or a redirect, is an error in the issuer's words.

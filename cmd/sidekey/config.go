@@ -55,6 +55,9 @@ type IssuerConfig struct {
 	MaxSessions     int           `toml:"max_sessions" help:"open sessions of one user"`
 	AllowPassword   bool          `toml:"allow_password_grant" help:"POST /oauth2/token takes grant_type=password"`
 	MaxCredentials  int           `toml:"max_credentials" help:"usable API keys and opaque tokens of one user"`
+	AuditFile       string        `toml:"audit_file" help:"file that gets every event of the audit too, one JSON object a line"`
+	AuditMaxAge     time.Duration `toml:"audit_max_age" help:"how long the audit is kept on the bus"`
+	AuditMaxMiB     int           `toml:"audit_max_mib" help:"size of the audit on the bus, in MiB, beyond which the oldest goes"`
 	OpsListen       string        `toml:"ops_listen" help:"address of the issuer's health and metrics (default issuer.listen)"`
 	TLSCert         string        `toml:"tls_cert" help:"certificate chain (PEM) of listen and admin_listen; a changed file is read again"`
 	TLSKey          string        `toml:"tls_key" help:"its private key (PEM)"`
@@ -118,6 +121,8 @@ func defaultConfig() Config {
 			SessionIdle:     30 * time.Minute,
 			MaxSessions:     1000,
 			MaxCredentials:  1000,
+			AuditMaxAge:     90 * 24 * time.Hour,
+			AuditMaxMiB:     1024,
 		},
 		Keys: KeysConfig{
 			Alg:          string(keyring.RS256),
@@ -137,12 +142,13 @@ func defaultConfig() Config {
 	}
 }
 
-// devConfig is defaultConfig with what `sidekey dev` changes: a new key signs at once, since nobody polls a JWKS yet, and
-// logins have no limit.
+// devConfig is defaultConfig with what `sidekey dev` changes: a new key signs at once, since nobody polls a JWKS yet,
+// logins have no limit, and the audit takes little of a disk.
 func devConfig() Config {
 	c := defaultConfig()
 	c.Keys.PublishAhead = 0
 	c.loginLimit = 0
+	c.Issuer.AuditMaxMiB = 64
 	return c
 }
 

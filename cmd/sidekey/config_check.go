@@ -22,6 +22,7 @@ const (
 	maxAhead     = 30 * 24 * time.Hour
 	maxLeeway    = 5 * time.Minute
 	maxCacheSize = 10_000_000
+	maxAuditMiB  = 1 << 20
 )
 
 // agentName is the shape of a name in the fleet. It is part of receipts and metrics, so it is plain.
@@ -135,6 +136,15 @@ func (c *Config) validateLifetimes() error {
 	}
 	if is.SessionLifetime != 0 && (is.SessionLifetime < time.Second || is.SessionLifetime > maxLifetime) {
 		return c.fault("issuer.session_lifetime", "want 0s or a duration of 1s to %s, got %s", maxLifetime, is.SessionLifetime)
+	}
+	if is.AuditMaxAge < time.Minute || is.AuditMaxAge > maxLifetime {
+		return c.fault("issuer.audit_max_age", "want a duration of 1m to %s, got %s", maxLifetime, is.AuditMaxAge)
+	}
+	if is.AuditMaxMiB < 1 || is.AuditMaxMiB > maxAuditMiB {
+		return c.fault("issuer.audit_max_mib", "want 1 to %d, got %d", maxAuditMiB, is.AuditMaxMiB)
+	}
+	if is.AuditFile != "" && !filepath.IsAbs(is.AuditFile) {
+		return c.fault("issuer.audit_file", "want an absolute path, got %q", is.AuditFile)
 	}
 	if is.MaxSessions < 1 {
 		return c.fault("issuer.max_sessions", "want at least 1, got %d", is.MaxSessions)

@@ -76,6 +76,8 @@ type issuerProcess struct {
 	conn       *bus.Conn
 	authority  *keyring.Authority
 	buckets    map[string]*bus.Bucket
+	trail      *bus.AuditTrail
+	auditFile  *appendFile // nil: none
 	guard      *bus.Guard
 	store      *replica.Store // this issuer's own copy of the log
 	entries    *bus.Log
@@ -110,7 +112,7 @@ func openIssuer(ctx context.Context, cfg Config, id *bus.Identity, log hclog.Log
 	}()
 	sctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
-	for _, open := range []func(context.Context) error{p.lock, p.listen, p.openTrust, p.openBus, p.openState, p.openFleet, p.openLog, p.openEnrolment, p.openParts} {
+	for _, open := range []func(context.Context) error{p.lock, p.listen, p.openTrust, p.openBus, p.openState, p.openAudit, p.openFleet, p.openLog, p.openEnrolment, p.openParts} {
 		if err := open(sctx); err != nil {
 			return nil, err
 		}
@@ -261,12 +263,19 @@ func (p *issuerProcess) openParts(context.Context) (err error) {
 		Users: p.buckets[bus.BucketUsers], Subjects: p.buckets[bus.BucketSubjects], Sessions: p.buckets[bus.BucketSessions],
 		Clients: p.buckets[bus.BucketClients], Keys: p.buckets[bus.BucketKeys], Credentials: p.buckets[bus.BucketCredentials],
 		Sound: p.sound, ClockOff: p.clocks.Off, Lease: p.own.Current, Asker: p.asker(),
+		Trail: p.trail, AuditFile: p.auditWriter(), AuditKey: p.master.Derive("audit names", 32),
 		Logger: p.log,
 	})
-	if err == nil {
-		close(p.opened)
+	if err != nil {
+		return err
 	}
-	return err
+	p.onClose(func() {
+		if err := p.issuer.Close(); err != nil {
+			p.log.Error("could not finish the audit", "error", err)
+		}
+	})
+	close(p.opened)
+	return nil
 }
 
 // sound tells whether what this issuer reads may be believed: the buckets, and its own clock.
