@@ -126,6 +126,7 @@ type Parts struct {
 	Connected func() bool          // whether the bus is connected now, for the status; nil: false
 	ClockOff  func() time.Duration // how far the wall clock is ahead of the issuers' ticks, for status and metrics; nil: 0
 	Run       string               // this process's random id, for the status
+	Passwords Passwords            // who is asked about passwords, for the scheme basic; nil: nobody
 	Registry  *prometheus.Registry // where the metrics go; nil: one of its own
 }
 

@@ -132,6 +132,8 @@ func (a *Agent) newWay(place int, name string, parts *Parts) (way, error) {
 		return &tokenWay{credentialWay{a, name}}, nil
 	case MethodAPIKey:
 		return &apiKeyWay{credentialWay{a, name}}, nil
+	case MethodBasic:
+		return a.newBasic(place, parts.Passwords)
 	case schemeWebhook:
 		return a.newWebhook(place)
 	}
@@ -294,10 +296,8 @@ func (c *Config) checkChain() error {
 	if c.Challenges != ChallengeAll && c.Challenges != ChallengeFirst {
 		return fmt.Errorf("checking the agent's config: challenges is %q, not %q or %q", c.Challenges, ChallengeAll, ChallengeFirst)
 	}
-	for claim, name := range c.Headers {
-		if claim == "" || !validField(name) {
-			return fmt.Errorf("checking the agent's config: claim %q goes to header %q, which is no field name (RFC 9110 §5.1)", claim, name)
-		}
+	if err := CheckHeaders(c.Headers); err != nil {
+		return fmt.Errorf("checking the agent's config: %w", err)
 	}
 	return nil
 }

@@ -33,6 +33,17 @@ var ownFields = []string{
 	"Authorization", "Cookie", "Host",
 }
 
+// CheckHeaders refuses what agent.headers cannot say.
+func CheckHeaders(headers map[string]string) error {
+	for claim, name := range headers {
+		if claim == "" || !validField(name) {
+			return fmt.Errorf("claim %q goes to header %q, which is no field name (RFC 9110 §5.1)", claim, name)
+		}
+	}
+	_, _, err := newHeaders(headers)
+	return err
+}
+
 // newHeaders orders agent.headers: the claims, and where each goes.
 func newHeaders(headers map[string]string) (claims []string, fields [][]byte, err error) {
 	for _, claim := range slices.Sorted(maps.Keys(headers)) {

@@ -42,8 +42,8 @@ const (
 	maxWebhookWait   = 10 * time.Second
 )
 
-// check refuses what cannot be meant, and fills in the defaults.
-func (c *WebhookConfig) check() error {
+// Check refuses what cannot be meant, and fills in the defaults.
+func (c *WebhookConfig) Check() error {
 	if c.Timeout == 0 {
 		c.Timeout = time.Second
 	}
@@ -112,7 +112,7 @@ type webhookWay struct {
 
 func (a *Agent) newWebhook(place int) (way, error) {
 	w := &webhookWay{Agent: a, place: place, cfg: a.cfg.Webhook}
-	if err := w.cfg.check(); err != nil {
+	if err := w.cfg.Check(); err != nil {
 		return nil, err
 	}
 	to, socket, err := w.cfg.target()

@@ -66,7 +66,12 @@ func (l emptyLog) Follow(ctx context.Context, _ bus.Cursor, fn func([]bus.Entry,
 
 // newWorld builds an agent that is ready, with one active RS256 key at sequence 1.
 func newWorld(t testing.TB, change ...func(*agent.Config)) *world {
-	w := newStartingWorld(t, change...)
+	return newWorldWith(t, func(*agent.Parts) {}, change...)
+}
+
+// newWorldWith is newWorld with other parts.
+func newWorldWith(t testing.TB, parts func(*agent.Parts), change ...func(*agent.Config)) *world {
+	w := newStartingWorldWith(t, parts, change...)
 	ctx, done := context.WithCancel(t.Context())
 	if err := w.rep.Follow(ctx, emptyLog{done}); err != nil {
 		t.Fatalf("Follow: %v", err)
@@ -77,6 +82,10 @@ func newWorld(t testing.TB, change ...func(*agent.Config)) *world {
 
 // newStartingWorld builds an agent that has had no full sync.
 func newStartingWorld(t testing.TB, change ...func(*agent.Config)) *world {
+	return newStartingWorldWith(t, func(*agent.Parts) {}, change...)
+}
+
+func newStartingWorldWith(t testing.TB, parts func(*agent.Parts), change ...func(*agent.Config)) *world {
 	w := &world{TB: t, log: new(safeBuffer), key: keyringtest.RSA(t), secrets: make(map[string]*keyring.Key)}
 	w.rep = replica.New(replica.Config{Open: func(f *bus.KeyFact) (*keyring.Key, error) {
 		if k := w.secrets[f.KeyID]; k != nil {
@@ -84,18 +93,22 @@ func newStartingWorld(t testing.TB, change ...func(*agent.Config)) *world {
 		}
 		return nil, replica.ErrNotHeld
 	}})
-	w.build(w.rep, change...)
+	w.buildWith(w.rep, parts, change...)
 	return w
 }
 
 func (w *world) build(rep agent.Replica, change ...func(*agent.Config)) {
+	w.buildWith(rep, func(*agent.Parts) {}, change...)
+}
+
+func (w *world) buildWith(rep agent.Replica, also func(*agent.Parts), change ...func(*agent.Config)) {
 	w.lease.Store(&endless)
 	w.clock = lease.SystemClock
 	cfg := agent.Config{Name: "web-1", Version: "v0.test", Leeway: 5 * time.Second}
 	for _, c := range change {
 		c(&cfg)
 	}
-	a, err := agent.New(cfg, agent.Parts{
+	parts := agent.Parts{
 		Replica:   rep,
 		Leases:    w,
 		Clock:     func() lease.Reading { return w.clock() },
@@ -104,7 +117,9 @@ func (w *world) build(rep agent.Replica, change ...func(*agent.Config)) {
 		Now:       func() time.Time { return time.Now().Add(time.Duration(w.skew.Load())) },
 		Connected: func() bool { return true },
 		Run:       "run-1",
-	})
+	}
+	also(&parts)
+	a, err := agent.New(cfg, parts)
 	if err != nil {
 		w.Fatalf("New: %v", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
@@ -93,7 +94,9 @@ func openAgent(cfg Config, log hclog.Logger, identify func(*agentProcess) (*bus.
 	p.agent, err = agent.New(agent.Config{
 		Name: cfg.Agent.Name, Version: version(), Realm: cfg.Agent.Realm,
 		Audiences: cfg.Agent.Audiences, Leeway: cfg.Agent.Leeway, CacheSize: cfg.Agent.CacheSize,
-	}, agent.Parts{Replica: p.replica, Leases: p.holder, Hurry: p.renewer.Hurry, Logger: log.Named("agent"), Connected: p.conn.Connected, ClockOff: p.clocks.Off, Run: p.holder.Run()})
+		Authenticators: cfg.Agent.Authenticators, Challenges: cfg.Agent.Challenges, Headers: cfg.Agent.Headers,
+		Webhook: cfg.Agent.Webhook.agent(), Schemes: cfg.Agent.Schemes,
+	}, agent.Parts{Replica: p.replica, Leases: p.holder, Hurry: p.renewer.Hurry, Logger: log.Named("agent"), Connected: p.conn.Connected, ClockOff: p.clocks.Off, Run: p.holder.Run(), Passwords: p.passwords()})
 	return p, err
 }
 
@@ -267,12 +270,32 @@ func (p *agentProcess) answerer() *bus.Answerer {
 	}
 }
 
+// agent is the webhook as the agent knows it.
+func (w WebhookConfig) agent() agent.WebhookConfig {
+	return agent.WebhookConfig{
+		URL: w.URL, Headers: w.Headers, SendRequest: w.SendRequest, Timeout: w.Timeout, MaxCalls: w.MaxCalls, CacheFor: w.CacheFor, Challenge: w.Challenge,
+	}
+}
+
+// passwords asks the issuers whether a password is right.
+func (p *agentProcess) passwords() *bus.BasicChecker {
+	return &bus.BasicChecker{
+		Conn: p.conn, Authority: p.identity.Authority, Agent: p.cfg.Agent.Name, Run: p.holder.Run(), Key: p.identity.Signing,
+		Sealing: func() (*bus.SealingFact, time.Time) {
+			snap := p.replica.Snapshot()
+			return snap.Sealing, snap.TickTime
+		},
+	}
+}
+
 // link is the agent's voice on the bus.
 func (p *agentProcess) link() *bus.Link {
 	return &bus.Link{
 		Conn:   p.conn,
 		Agent:  p.cfg.Agent.Name,
 		Status: func() ([]byte, error) { return json.Marshal(p.agent.Status()) },
+		Used:   p.agent.Used,
+		Key:    p.identity.Signing,
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sidekey/sidekey/agent"
 	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/keyring"
 )
@@ -99,6 +100,24 @@ type AgentConfig struct {
 	Leeway       time.Duration `toml:"leeway" help:"clock difference that is forgiven"`
 	CacheSize    int           `toml:"cache_size" help:"proven tokens kept in memory"`
 	Realm        string        `toml:"realm" help:"realm of WWW-Authenticate"`
+
+	Authenticators []string          `toml:"authenticators" help:"schemes that say who a request is from, in their order"`
+	Challenges     string            `toml:"challenges" help:"WWW-Authenticate of a 401: all, or first as Django REST Framework"`
+	Headers        map[string]string `toml:"headers" help:"more claims that forward-auth shows, each in the header of that name"`
+
+	Webhook WebhookConfig             `toml:"webhook"`
+	Schemes map[string]map[string]any `toml:"schemes" help:"tables of the schemes that are built into this binary"`
+}
+
+// WebhookConfig is the [agent.webhook] table: a service of one's own that is asked who a request is from.
+type WebhookConfig struct {
+	URL         string        `toml:"url" help:"what is asked: http on loopback, https, or unix:/path"`
+	Headers     []string      `toml:"headers" help:"header fields that are sent to the webhook, and by which it knows its requests"`
+	SendRequest bool          `toml:"send_request" help:"send method, scheme, host, target and client to the webhook too"`
+	Timeout     time.Duration `toml:"timeout" help:"how long a call of the webhook may take"`
+	MaxCalls    int           `toml:"max_calls" help:"calls of the webhook under way at once"`
+	CacheFor    time.Duration `toml:"cache_for" help:"how long a yes of the webhook is remembered"`
+	Challenge   string        `toml:"challenge" help:"WWW-Authenticate of the webhook"`
 }
 
 // defaultConfig is every default that is a constant. The zero string, where another key gives the default, is
@@ -138,6 +157,10 @@ func defaultConfig() Config {
 			OnStale:      string(lease.Refuse),
 			CacheSize:    10_000,
 			Realm:        "sidekey",
+
+			Authenticators: []string{agent.MethodBearer, agent.MethodSession, agent.MethodToken, agent.MethodAPIKey},
+			Challenges:     agent.ChallengeAll,
+			Webhook:        WebhookConfig{Timeout: time.Second, MaxCalls: 32, CacheFor: 10 * time.Second},
 		},
 	}
 }

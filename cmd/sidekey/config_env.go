@@ -37,6 +37,9 @@ func applyEnviron(c *Config, fields []field, environ []string) error {
 	names := slices.Clone(ownVariables)
 	byName := map[string]field{}
 	for _, f := range fields {
+		if f.isMap() {
+			continue
+		}
 		names = append(names, f.variable())
 		byName[f.variable()] = f
 	}

@@ -78,7 +78,7 @@ func readConfigFile(path string) (string, error) {
 	return string(text), nil
 }
 
-// applyFile sets what the file says. Tables are read level by level and each leaf on its own, not into the struct:
+// applyFile sets what the file says. Tables are read one by one and each leaf on its own, not into the struct:
 // the library would match a key whatever its case, and take a bare number as nanoseconds.
 func applyFile(c *Config, fields []field, path, text string) error {
 	var top map[string]toml.Primitive
@@ -86,25 +86,27 @@ func applyFile(c *Config, fields []field, path, text string) error {
 	if err != nil {
 		return atLine(path, err)
 	}
-	tables := map[string]map[string]toml.Primitive{}
-keys:
+	tables := map[string]map[string]toml.Primitive{"": top}
 	for _, key := range md.Keys() {
-		value, depth := top[key[0]], 1
-		for name := key[0]; isTable(fields, name); name = key[:depth].String() {
+		within, depth := "", 0 // the table that the key is looked for in
+		for {
+			value := tables[within][key[depth]]
+			depth++
+			name := key[:depth].String()
+			if !isTable(fields, name) {
+				if err := applyLeaf(c, fields, path, name, md, value); err != nil {
+					return err
+				}
+				break
+			}
 			if tables[name] == nil {
-				tables[name], err = leaves(md, value)
-				if err != nil {
+				if tables[name], err = leaves(md, value); err != nil {
 					return fmt.Errorf("%s: want a table [%s]", place(path, md, value), name)
 				}
 			}
-			if len(key) == depth {
-				continue keys
+			if within = name; depth == len(key) {
+				break
 			}
-			value = tables[name][key[depth]]
-			depth++
-		}
-		if err := applyLeaf(c, fields, path, key[:depth].String(), md, value); err != nil {
-			return err
 		}
 	}
 	return nil
@@ -192,6 +194,9 @@ func appendFields(fields []field, prefix string, v reflect.Value) []field {
 	return fields
 }
 
+// isMap says that the field is a table whose keys are the operator's own: it can be set in the file only.
+func (f field) isMap() bool { return f.value.Kind() == reflect.Map }
+
 // flag is "--issuer-listen" for issuer.listen.
 func (f field) flag() string { return "--" + strings.NewReplacer(".", "-", "_", "-").Replace(f.key) }
 
@@ -268,6 +273,10 @@ func (f field) setTOML(value any) error {
 		return fmt.Errorf("want a duration in quotes such as \"30s\", got %s", tomlKind(value))
 	case *[]string:
 		return setList(p, value)
+	case *map[string]string:
+		return setTexts(p, value)
+	case *map[string]map[string]any:
+		return setTables(p, value)
 	}
 	return nil
 }
@@ -297,6 +306,46 @@ func setList(p *[]string, value any) error {
 			return fmt.Errorf("want a list of texts, got %s in it", tomlKind(item))
 		}
 		*p = append(*p, s)
+	}
+	return nil
+}
+
+// setTexts sets a table whose keys are the operator's own, each with a text.
+func setTexts(p *map[string]string, value any) error {
+	table, ok := value.(map[string]any)
+	if !ok {
+		return fmt.Errorf("want a table, got %s", tomlKind(value))
+	}
+	*p = nil
+	for name, v := range table {
+		text, ok := v.(string)
+		if !ok {
+			return fmt.Errorf("%s: want text in quotes, got %s", name, tomlKind(v))
+		}
+		if *p == nil {
+			*p = make(map[string]string)
+		}
+		(*p)[name] = text
+	}
+	return nil
+}
+
+// setTables sets a table of tables, whose content is not ours to judge.
+func setTables(p *map[string]map[string]any, value any) error {
+	tables, ok := value.(map[string]any)
+	if !ok {
+		return fmt.Errorf("want a table, got %s", tomlKind(value))
+	}
+	*p = nil
+	for name, v := range tables {
+		table, ok := v.(map[string]any)
+		if !ok {
+			return fmt.Errorf("%s: want a table, got %s", name, tomlKind(v))
+		}
+		if *p == nil {
+			*p = make(map[string]map[string]any)
+		}
+		(*p)[name] = table
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ func (a *app) addKeyFlags(flags *pflag.FlagSet, names ...string) {
 	for _, f := range configFields(&scratch) {
 		table, _, _ := strings.Cut(f.key, ".")
 		for _, name := range names {
-			if name == f.key || name == table {
+			if (name == f.key || name == table) && !f.isMap() {
 				flags.Var(&keyFlag{field: f, texts: a.flags}, strings.TrimPrefix(f.flag(), "--"), f.help)
 			}
 		}
