@@ -328,6 +328,15 @@ func (i *Issuer) user(ctx context.Context, username string) (*userRecord, uint64
 	return rec, r.Revision, nil
 }
 
+// Check tells what of the user cannot be, nil: nothing.
+func (u *User) Check() *InputError {
+	var input *InputError
+	if err := (&userRecord{User: *u}).check(); errors.As(err, &input) {
+		return input
+	}
+	return nil
+}
+
 func (rec *userRecord) check() error {
 	if err := checkUsername(rec.Username); err != nil {
 		return err

@@ -62,6 +62,31 @@ type IssuerConfig struct {
 	OpsListen       string        `toml:"ops_listen" help:"address of the issuer's health and metrics (default issuer.listen)"`
 	TLSCert         string        `toml:"tls_cert" help:"certificate chain (PEM) of listen and admin_listen; a changed file is read again"`
 	TLSKey          string        `toml:"tls_key" help:"its private key (PEM)"`
+	Users           string        `toml:"users" help:"where users live: kv (here), sql or webhook"`
+	UsersRecheck    time.Duration `toml:"users_recheck" help:"how often sql or webhook is asked for the users with open sessions (0: only as they refresh)"`
+
+	SQL     UsersSQLConfig     `toml:"sql"`
+	Webhook UsersWebhookConfig `toml:"webhook"`
+}
+
+// UsersSQLConfig is the [issuer.sql] table: the users of a database of somebody else, docs/users.md.
+type UsersSQLConfig struct {
+	Driver         string        `toml:"driver" help:"postgres, mysql or sqlite"`
+	DSNFile        string        `toml:"dsn_file" help:"file with the data source name, which is a secret (default systemd's credential issuer-sql-dsn)"`
+	Query          string        `toml:"query" help:"finds one user by the name typed, its one parameter"`
+	QueryByID      string        `toml:"query_by_id" help:"finds one user by the column id, its one parameter"`
+	MaxConnections int           `toml:"max_connections" help:"connections open at once"`
+	Timeout        time.Duration `toml:"timeout" help:"of one query"`
+	Scope          string        `toml:"scope" help:"scope of users, where the queries have no column of that name"`
+	Roles          []string      `toml:"roles" help:"roles of users, where the queries have no column of that name"`
+}
+
+// UsersWebhookConfig is the [issuer.webhook] table: a service that proves passwords itself, docs/users.md.
+type UsersWebhookConfig struct {
+	URL         string        `toml:"url" help:"https, http on this host, or unix: and the path of a socket"`
+	SecretFile  string        `toml:"secret_file" help:"file with the secret that is sent as a bearer token (default systemd's credential issuer-webhook-secret)"`
+	Timeout     time.Duration `toml:"timeout" help:"of one question"`
+	MaxRequests int           `toml:"max_requests" help:"questions at once"`
 }
 
 // KeysConfig is the [keys] table: the ring of signing keys.
@@ -142,6 +167,10 @@ func defaultConfig() Config {
 			MaxCredentials:  1000,
 			AuditMaxAge:     90 * 24 * time.Hour,
 			AuditMaxMiB:     1024,
+			Users:           usersHere,
+			UsersRecheck:    time.Minute,
+			SQL:             UsersSQLConfig{MaxConnections: 4, Timeout: 2 * time.Second},
+			Webhook:         UsersWebhookConfig{Timeout: 2 * time.Second, MaxRequests: 16},
 		},
 		Keys: KeysConfig{
 			Alg:          string(keyring.RS256),

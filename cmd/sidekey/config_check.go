@@ -36,7 +36,7 @@ var ownClaims = []string{
 
 // validate judges a resolved configuration. The first error names the key, and where its value came from.
 func (c *Config) validate() error {
-	for _, part := range []func() error{c.validateCommon, c.validateIssuer, c.validateKeys, c.validateBus, c.validateAgent, c.validateAuthenticators} {
+	for _, part := range []func() error{c.validateCommon, c.validateIssuer, c.validateUsers, c.validateKeys, c.validateBus, c.validateAgent, c.validateAuthenticators} {
 		if err := part(); err != nil {
 			return err
 		}

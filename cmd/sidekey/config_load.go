@@ -53,6 +53,7 @@ func loadConfig(base Config, from sources) (Config, error) {
 		c.origin[f.key] = f.flag()
 	}
 	c.masterKeyFile = findMasterKey(from.environ)
+	c.findUserSecrets(from.environ)
 	c.resolve()
 	if err := c.validate(); err != nil {
 		return Config{}, err

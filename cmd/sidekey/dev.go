@@ -94,7 +94,7 @@ func runDevAgent(ctx context.Context, cfg Config, log hclog.Logger, iss *issuerP
 // addDevUser makes the user where it is absent.
 func addDevUser(ctx context.Context, iss *issuer.Issuer) error {
 	_, err := iss.AddUser(ctx, issuer.NewUser{Username: devUser, Password: devPassword, Scope: "read write", Roles: []string{"staff"}})
-	if errors.Is(err, issuer.ErrExists) || ctx.Err() != nil {
+	if errors.Is(err, issuer.ErrExists) || errors.Is(err, issuer.ErrElsewhere) || ctx.Err() != nil {
 		return nil
 	}
 	return err
@@ -108,6 +108,10 @@ func (a *app) greet(cfg Config) error {
 		agentURL, curl = "http://localhost", "curl -s --unix-socket "+socket
 	}
 	issuerURL := "http://" + cfg.Issuer.Listen
+	user, password := devUser, devPassword
+	if cfg.Issuer.Users != usersHere {
+		user, password = "USER", "PASSWORD" // of those who live elsewhere
+	}
 	return a.say(`
 sidekey dev: bus, issuer and one agent in this process. NOT FOR PRODUCTION: a known user, no login limits.
 
@@ -132,5 +136,5 @@ Rotate the keys: tokens made before stay good.
   curl -s %[1]s/admin/v1/keys/rotate -H "Authorization: Bearer $(cat %[4]s/admin.token)" --json '{}'
 
 Stop with Ctrl-C.
-`, issuerURL, agentURL, cfg.Bus.Listen, cfg.DataDir, devUser, devPassword, curl)
+`, issuerURL, agentURL, cfg.Bus.Listen, cfg.DataDir, user, password, curl)
 }

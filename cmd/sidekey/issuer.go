@@ -247,7 +247,7 @@ func (p *issuerProcess) openFleet(context.Context) (err error) {
 }
 
 // openParts builds the replica and the issuer on it.
-func (p *issuerProcess) openParts(context.Context) (err error) {
+func (p *issuerProcess) openParts(ctx context.Context) (err error) {
 	feed := issuer.NewFeed()
 	p.openLeases()
 	p.replica = replica.New(replica.Config{
@@ -258,8 +258,14 @@ func (p *issuerProcess) openParts(context.Context) (err error) {
 		},
 		Pulse: p.clocks.Hear, Logger: p.log.Named("replica"),
 	})
+	users, closeUsers, err := openDirectory(ctx, &p.cfg, p.log)
+	if err != nil {
+		return err
+	}
+	p.onClose(func() { _ = closeUsers() }) // connections for reading
 	p.issuer, err = issuer.New(p.issuerConfig(), issuer.Parts{
-		Log: p.entries, Replica: p.replica, Fleet: issuerFleet{p.fleet, p.ledger, p.enrolment, p.runID}, Enrolment: p.enrolment, Feed: feed,
+		Directory: users,
+		Log:       p.entries, Replica: p.replica, Fleet: issuerFleet{p.fleet, p.ledger, p.enrolment, p.runID}, Enrolment: p.enrolment, Feed: feed,
 		Users: p.buckets[bus.BucketUsers], Subjects: p.buckets[bus.BucketSubjects], Sessions: p.buckets[bus.BucketSessions],
 		Clients: p.buckets[bus.BucketClients], Keys: p.buckets[bus.BucketKeys], Credentials: p.buckets[bus.BucketCredentials],
 		Sound: p.sound, ClockOff: p.clocks.Off, Lease: p.own.Current, Asker: p.asker(),
@@ -286,7 +292,7 @@ func (p *issuerProcess) issuerConfig() issuer.Config {
 	return issuer.Config{
 		URL: c.URL, Audience: c.Audience, DefaultClient: c.DefaultClient, UserIDClaim: c.UserIDClaim,
 		Name: p.cfg.Agent.Name, Version: version(),
-		AccessLifetime: c.AccessLifetime, RefreshLifetime: c.RefreshLifetime, RefreshGrace: c.RefreshGrace, MaxSessions: c.MaxSessions, MaxCredentials: c.MaxCredentials,
+		AccessLifetime: c.AccessLifetime, RefreshLifetime: c.RefreshLifetime, RefreshGrace: c.RefreshGrace, MaxSessions: c.MaxSessions, MaxCredentials: c.MaxCredentials, RecheckEvery: c.UsersRecheck,
 		SessionIdle: c.SessionIdle, SessionLifetime: c.SessionLifetime, CookieRefresh: c.CookieRefresh,
 		AllowPasswordGrant: c.AllowPassword,
 		Alg:                keyring.Alg(k.Alg), Bits: k.Bits, RotateEvery: k.RotateEvery, PublishAhead: k.PublishAhead,
