@@ -310,6 +310,11 @@ func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer stop()
+	unheard, err := p.fleet.OnUsed(p.issuer.NoteUses)
+	if err != nil {
+		return err
+	}
+	defer unheard()
 	g.Go(func() error {
 		p.store.Keep(ctx, p.replica, func(err error) {
 			p.log.Error("could not write this issuer's copy of the log, trying again", "error", err)

@@ -85,7 +85,7 @@ func (a *app) rootCommand() *cobra.Command {
 	a.addKeyFlags(root.PersistentFlags(), "data_dir")
 	root.AddCommand(
 		a.devCommand(), a.issuerCommand(), a.agentCommand(),
-		a.usersCommand(), a.clientsCommand(), a.keysCommand(), a.revokeCommand(), a.sessionsCommand(), a.agentsCommand(), a.issuersCommand(), a.busCommand(),
+		a.usersCommand(), a.clientsCommand(), a.credentialsCommand(), a.keysCommand(), a.revokeCommand(), a.sessionsCommand(), a.agentsCommand(), a.issuersCommand(), a.busCommand(),
 		a.tokenCommand(), a.statusCommand(), a.auditCommand(), a.configCommand(), a.versionCommand(),
 	)
 	a.markStarted(root)

@@ -142,12 +142,13 @@ func scriptFreePort(ts *testscript.TestScript, neg bool, args []string) {
 // question is one HTTP request of a script.
 type question struct {
 	method, url, token, data, has string
+	header                        http.Header
 	http                          http.Client
 }
 
 // parseQuestion reads the flags and returns what stands behind them.
 func parseQuestion(ts *testscript.TestScript, args []string) (q *question, rest []string) {
-	q = &question{http: http.Client{Timeout: 5 * time.Second}}
+	q = &question{http: http.Client{Timeout: 5 * time.Second}, header: http.Header{}}
 	flags := flag.NewFlagSet("http", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	var socket, tokenFile string
@@ -157,6 +158,14 @@ func parseQuestion(ts *testscript.TestScript, args []string) (q *question, rest 
 	flags.StringVar(&q.data, "data", "", "")
 	flags.StringVar(&q.has, "has", "", "")
 	flags.StringVar(&socket, "unix", "", "")
+	flags.Func("header", "", func(text string) error {
+		name, value, ok := strings.Cut(text, ": ")
+		if !ok {
+			return fmt.Errorf("want NAME: VALUE, got %q", text)
+		}
+		q.header.Add(name, value)
+		return nil
+	})
 	ts.Check(flags.Parse(args))
 	if tokenFile != "" {
 		q.token = strings.TrimSpace(ts.ReadFile(tokenFile))
@@ -183,6 +192,7 @@ func (q *question) ask() (status int, body string, err error) {
 	if err != nil {
 		return 0, "", err
 	}
+	req.Header = q.header.Clone()
 	if q.token != "" {
 		req.Header.Set("Authorization", "Bearer "+q.token)
 	}
