@@ -59,12 +59,9 @@ func limitedSource(address string) (string, bool) {
 func (b *buckets) peek(name string, now time.Time) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	e, ok := b.seen.Peek(name)
-	if !ok {
+	l, ok := b.seen.Peek(name)
+	if !ok || l.TokensAt(now) >= 1 {
 		return 0
 	}
-	if tokens := b.tokens(e, now); tokens < 1 {
-		return time.Duration((1-tokens)*float64(b.interval)) + time.Millisecond
-	}
-	return 0
+	return b.until(l, 1, now)
 }

@@ -74,7 +74,7 @@ func (i *Issuer) guard(next http.Handler) http.Handler {
 		w := &statusWriter{ResponseWriter: rw}
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		r = r.WithContext(WithOrigin(r.Context(), requestOrigin(r)))
+		r = r.WithContext(WithOrigin(r.Context(), i.requestOrigin(r)))
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		defer func() {
 			if p := recover(); p != nil {
@@ -258,8 +258,11 @@ func members(t reflect.Type) map[string]bool {
 	return names
 }
 
-// clientAddress is the address that the connection comes from.
+// clientAddress is the address of the client: what guard has found, else where the connection comes from.
 func clientAddress(r *http.Request) string {
+	if o := originOf(r.Context()); o.Address != "" {
+		return o.Address
+	}
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
 		return ""

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,7 +70,7 @@ type Fleet interface {
 }
 
 // Config is what the operator chooses. Zero values take the defaults of API.md §1, but for
-// MaxSessions, MaxCredentials, RotateEvery, PublishAhead, Leeway, RefreshGrace and LoginLimit, where zero means none.
+// MaxSessions, MaxCredentials, RotateEvery, PublishAhead, Leeway, RefreshGrace, LoginLimit and RefreshLimit, where zero means none.
 type Config struct {
 	URL           string // iss of every token
 	Audience      string // aud of tokens that ask for none; "": URL
@@ -97,9 +98,15 @@ type Config struct {
 	RotateWait   time.Duration // how long a rotation asked for waits for the agents; 0: 5 s
 	Leeway       time.Duration
 
-	OpsApart   bool // health and metrics have a listener of their own: OpsHandler
-	LoginLimit int  // attempts a minute for one user name, and ten times that for one address
-	Hash       Hash // the cost of a password; zero: DefaultHash
+	OpsApart       bool           // health and metrics have a listener of their own: OpsHandler
+	TrustedProxies []netip.Prefix // whose X-Forwarded-For, -Host and -Proto are believed; none: nobody's
+	OnNewNetwork   Anomaly        // a refresh from another /24 (IPv4) or /48 (IPv6) than the session's; "": log
+	OnNewAgent     Anomaly        // a refresh with another User-Agent than the session's; "": log
+
+	RefreshLimit   int  // presentations a minute of one session's refresh tokens, and SourceMultiple times that for one address
+	SourceMultiple int  // 0: 10
+	LoginLimit     int  // attempts a minute for one user name, and ten times that for one address
+	Hash           Hash // the cost of a password; zero: DefaultHash
 }
 
 // Parts are what an Issuer works on. All but Directory, Credentials, Enrolment, Feed, Trail, AuditFile, AuditKey, Logger, Registry, Fresh and Now are needed.
@@ -206,7 +213,8 @@ type Issuer struct {
 	audits    *auditor     // the same, for good
 	now       func() time.Time
 	hash      *hasher
-	limits    *loginLimits
+	limits    *limits // of logins
+	refreshes *limits
 	clients   *clientLimits
 	metrics   *metrics
 	refresh   refreshKeys
@@ -258,7 +266,8 @@ func New(cfg Config, parts Parts) (*Issuer, error) {
 	i.metrics = newMetrics(parts.Registry, parts.Replica, parts.ClockOff)
 	i.audits = newAuditor(&cfg, &parts, i.now, i.metrics)
 	i.hash = newHasher(cfg.Hash, parts.Directory != nil, i.metrics.hashing)
-	i.limits = newLoginLimits(cfg.LoginLimit)
+	i.limits = newLimits(cfg.LoginLimit, cfg.SourceMultiple)
+	i.refreshes = newLimits(cfg.RefreshLimit, cfg.SourceMultiple)
 	i.clients = newClientLimits(cfg.LoginLimit)
 	i.amends = make(chan struct{}, 1)
 	i.amends <- struct{}{}
@@ -287,6 +296,9 @@ func (c *Config) setDefaults() {
 	if c.Alg == "" {
 		c.Alg = keyring.RS256
 	}
+	if c.SourceMultiple == 0 {
+		c.SourceMultiple = 10
+	}
 	if c.RotateWait == 0 {
 		c.RotateWait = 5 * time.Second
 	}
@@ -306,7 +318,7 @@ func (c *Config) check() error {
 		return fmt.Errorf(`"issuer.access_lifetime" (%s) must be at least 1s and no longer than "issuer.refresh_lifetime" (%s)`, c.AccessLifetime, c.RefreshLifetime)
 	case c.SessionIdle < time.Second:
 		return fmt.Errorf(`"issuer.session_idle" (%s) must be at least 1s`, c.SessionIdle)
-	case c.RefreshGrace < 0, c.SessionLifetime < 0, c.PublishAhead < 0, c.RotateEvery < 0, c.Leeway < 0, c.RotateWait < 0, c.RecheckEvery < 0, c.MaxSessions < 0, c.MaxCredentials < 0, c.LoginLimit < 0:
+	case c.RefreshGrace < 0, c.SessionLifetime < 0, c.PublishAhead < 0, c.RotateEvery < 0, c.Leeway < 0, c.RotateWait < 0, c.RecheckEvery < 0, c.MaxSessions < 0, c.MaxCredentials < 0, c.LoginLimit < 0, c.RefreshLimit < 0, c.SourceMultiple < 0:
 		return errors.New("a duration or a count is negative")
 	}
 	if _, err := keyring.ParseAlg(string(c.Alg)); err != nil {

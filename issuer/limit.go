@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"golang.org/x/time/rate"
 )
 
 // maxLimited bounds how many names and addresses are remembered; the one longest unseen goes first. A
@@ -14,21 +15,21 @@ import (
 // Addresses are forgotten sooner, since inventing them costs no password hash: nobody is to be locked out by that.
 const maxLimited = 65536
 
-// loginLimits slows down the guessing of passwords: per user name, and more widely per address.
+// limits slow down who tries: per principal (a user name at logins, a session at refreshes), and more widely per address.
 // Loopback has no limit of its own, since a proxy on this host speaks for all its clients. nil
 // limits nothing.
-type loginLimits struct{ names, addresses *buckets }
+type limits struct{ names, addresses *buckets }
 
-func newLoginLimits(perMinute int) *loginLimits {
+func newLimits(perMinute, sourceMultiple int) *limits {
 	if perMinute == 0 {
 		return nil
 	}
-	return &loginLimits{names: newBuckets(perMinute, true), addresses: newBuckets(10*perMinute, false)}
+	return &limits{names: newBuckets(perMinute, true), addresses: newBuckets(sourceMultiple*perMinute, false)}
 }
 
 // take counts an attempt, or gives the *BusyError that refuses it. The name counts whether or
 // not it exists.
-func (l *loginLimits) take(username, address string, now time.Time) error {
+func (l *limits) take(username, address string, now time.Time) error {
 	if l == nil {
 		return nil
 	}
@@ -54,60 +55,50 @@ func limitedPrefix(ip netip.Addr) string {
 
 // buckets are token buckets by name: full at first, one token back every interval.
 type buckets struct {
-	size     float64
-	interval time.Duration
-	keep     bool // none is forgotten before it is full again
+	perMinute int
+	keep      bool // none is forgotten before it is full again
 
 	mu   sync.Mutex
-	seen *simplelru.LRU[string, *bucket]
-}
-
-type bucket struct {
-	tokens float64
-	at     time.Time
+	seen *simplelru.LRU[string, *rate.Limiter]
 }
 
 func newBuckets(perMinute int, keep bool) *buckets {
-	seen, err := simplelru.NewLRU[string, *bucket](maxLimited, nil)
+	seen, err := simplelru.NewLRU[string, *rate.Limiter](maxLimited, nil)
 	if err != nil {
 		panic(err) // only a size below 1 is refused
 	}
-	return &buckets{size: float64(perMinute), interval: time.Minute / time.Duration(perMinute), keep: keep, seen: seen}
+	return &buckets{perMinute: perMinute, keep: keep, seen: seen}
 }
 
 // take takes a token and gives 0, or gives the time until there is one.
 func (b *buckets) take(name string, now time.Time) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	e, ok := b.seen.Get(name)
+	l, ok := b.seen.Get(name)
 	if !ok {
 		if wait := b.untilRoom(now); wait > 0 {
 			return wait
 		}
-		e = &bucket{tokens: b.size, at: now}
-		b.seen.Add(name, e)
+		l = rate.NewLimiter(rate.Limit(b.perMinute)/60, b.perMinute)
+		b.seen.Add(name, l)
 	}
-	e.tokens, e.at = b.tokens(e, now), now
-	if e.tokens < 1 {
-		return time.Duration((1-e.tokens)*float64(b.interval)) + time.Millisecond
+	if l.AllowN(now, 1) {
+		return 0
 	}
-	e.tokens--
-	return 0
+	return b.until(l, 1, now)
 }
 
-// tokens gives what is in e now.
-func (b *buckets) tokens(e *bucket, now time.Time) float64 {
-	return min(b.size, e.tokens+float64(max(0, now.Sub(e.at)))/float64(b.interval))
+// until gives the time until there are so many tokens, and a little more.
+func (b *buckets) until(l *rate.Limiter, tokens float64, now time.Time) time.Duration {
+	missing := tokens - l.TokensAt(now)
+	return time.Duration(missing*float64(time.Minute)/float64(b.perMinute)) + time.Millisecond
 }
 
 // untilRoom gives the time until one more name can be remembered.
 func (b *buckets) untilRoom(now time.Time) time.Duration {
 	_, oldest, ok := b.seen.GetOldest()
-	if !ok || !b.keep || b.seen.Len() < maxLimited {
+	if !ok || !b.keep || b.seen.Len() < maxLimited || oldest.TokensAt(now) >= float64(b.perMinute) {
 		return 0
 	}
-	if missing := b.size - b.tokens(oldest, now); missing > 0 {
-		return time.Duration(missing*float64(b.interval)) + time.Millisecond
-	}
-	return 0
+	return b.until(oldest, float64(b.perMinute), now)
 }

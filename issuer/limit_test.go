@@ -10,7 +10,7 @@ import (
 // whether it is out of attempts or about to be; a minute later they are forgotten.
 func TestInventedNames(t *testing.T) {
 	for _, tried := range []int{2, 3} {
-		l, now := newLoginLimits(3), time.Unix(1e9, 0)
+		l, now := newLimits(3, 10), time.Unix(1e9, 0)
 		for range tried {
 			if err := l.take("alice", "127.0.0.1", now); err != nil {
 				t.Fatal(err)
@@ -37,7 +37,7 @@ func TestInventedNames(t *testing.T) {
 
 // TestInventedAddresses: they lock nobody out.
 func TestInventedAddresses(t *testing.T) {
-	l, now := newLoginLimits(3), time.Unix(1e9, 0)
+	l, now := newLimits(3, 10), time.Unix(1e9, 0)
 	for n := range maxLimited + 1 {
 		l.take("alice", fmt.Sprintf("10.%d.%d.%d", n>>16, n>>8&255, n&255), now) //nolint:errcheck // she is out of attempts
 	}

@@ -158,7 +158,7 @@ func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64, g gran
 	}
 	s := &session{
 		ID: newUUID(), Kind: g.Kind, Subject: user.ID, Username: user.Username, ClientID: g.ClientID, Scope: g.Scope,
-		AuthTime: now.Unix(), Seq: seq, Created: now.Unix(),
+		AuthTime: now.Unix(), Seq: seq, Created: now.Unix(), From: placeOf(originOf(ctx)),
 	}
 	s.Mark = passwordMark(s.ID, user.Marker)
 	s.first(rr.signing.ID(), now, i.lifetimes(g.Client))

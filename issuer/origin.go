@@ -3,12 +3,17 @@ package issuer
 import (
 	"context"
 	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
 )
 
 // Origin is where a request comes from, as far as that is known. The zero value is nowhere: the issuer itself.
 type Origin struct {
 	Address   string // of the client; without a port
 	UserAgent string // as the client names itself, 256 bytes at most: to be shown, never to be believed
+	Host      string // that the client asked for, with a port where it named one
+	Secure    bool   // it came by TLS, to here or to a trusted proxy
 	Actor     string // who acts, of an admin's call: "admin token", "unix socket"; else ""
 }
 
@@ -36,10 +41,50 @@ func withActor(ctx context.Context, actor string) context.Context {
 const maxUserAgent = 256
 
 // requestOrigin reads a request's origin.
-func requestOrigin(r *http.Request) Origin {
-	agent := printableOnly(r.UserAgent())
-	return Origin{Address: clientAddress(r), UserAgent: agent[:min(len(agent), maxUserAgent)]}
+func (i *Issuer) requestOrigin(r *http.Request) Origin {
+	agent := printableOnly(strings.ToValidUTF8(r.UserAgent(), ""))
+	o := Origin{Address: clientAddress(r), UserAgent: agent[:min(len(agent), maxUserAgent)], Host: r.Host, Secure: r.TLS != nil}
+	if i.trustedProxy(o.Address) {
+		i.forwarded(&o, r.Header)
+	}
+	return o
 }
+
+// trustedProxy tells whether an address is in issuer.trusted_proxies.
+func (i *Issuer) trustedProxy(address string) bool {
+	ip, err := netip.ParseAddr(address)
+	if err != nil {
+		return false
+	}
+	ip = ip.Unmap().WithZone("")
+	return slices.ContainsFunc(i.cfg.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(ip) })
+}
+
+// forwarded takes what a trusted proxy says. Of X-Forwarded-For, read from its end, the first hop that is no trusted
+// proxy is the client: what stands before it the client may have written itself. A hop that is no address ends the
+// reading at the proxy behind it.
+func (i *Issuer) forwarded(o *Origin, h http.Header) {
+	hops := strings.Split(strings.Join(h.Values("X-Forwarded-For"), ","), ",")
+	for _, hop := range slices.Backward(hops[max(0, len(hops)-maxHops):]) {
+		ip, err := netip.ParseAddr(strings.TrimSpace(hop))
+		if err != nil {
+			break
+		}
+		o.Address = ip.Unmap().WithZone("").String()
+		if !i.trustedProxy(o.Address) {
+			break
+		}
+	}
+	if host := h.Values("X-Forwarded-Host"); len(host) == 1 && !strings.ContainsAny(host[0], ", /\\@") {
+		o.Host = host[0]
+	}
+	if proto := h.Values("X-Forwarded-Proto"); len(proto) == 1 {
+		o.Secure = proto[0] == "https"
+	}
+}
+
+// maxHops bounds how far back X-Forwarded-For is read.
+const maxHops = 16
 
 // event writes an audit event: what was done, in words that stay and that docs/audit.md lists, with what it was done to.
 // Who asked for it, and from where, is taken from ctx. A secret is never among pairs.

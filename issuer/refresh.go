@@ -42,6 +42,10 @@ func (i *Issuer) doRefresh(ctx context.Context, token string, a ask) (*Tokens, e
 	if err := i.mayRefresh(ctx, t, &a); err != nil {
 		return nil, err
 	}
+	if err := i.refreshes.take(t.Claims.SessionID, originOf(ctx).Address, i.now()); err != nil {
+		i.refusal(ctx, "refresh limited", "sub", t.Claims.Subject, "sid", t.Claims.SessionID)
+		return nil, err
+	}
 	turn := i.turn(t.Claims.SessionID)
 	turn.Lock()
 	defer turn.Unlock()
@@ -108,6 +112,11 @@ func (i *Issuer) exchange(ctx context.Context, p *presented) (*Tokens, error) {
 		return nil, errAgain
 	case useReuse:
 		return nil, i.punish(ctx, s, p)
+	}
+	if err := i.fromElsewhere(ctx, s, p); err != nil {
+		return nil, err
+	}
+	switch verdict {
 	case useFirst:
 		if p.rr, err = i.refreshRing(ctx, now.Add(-refreshKeyAge)); err != nil {
 			return nil, err

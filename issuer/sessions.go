@@ -50,6 +50,8 @@ type session struct {
 
 	RotatedAt int64  `json:"rotated_at"` // milliseconds since 1970: when the generation before was first used
 	Created   int64  `json:"created"`
+	From      place  `json:"from,omitzero"`   // where its login came from
+	Last      place  `json:"last,omitzero"`   // and its newest refresh
 	Closed    int64  `json:"closed"`          // NumericDate, 0: open. It is never opened again
 	Until     int64  `json:"until,omitempty"` // closed: its revocation in the log lives at least as long (NumericDate)
 	Reason    string `json:"reason,omitempty"`
@@ -65,7 +67,9 @@ type Session struct {
 	LastUsed int64  `json:"last_used"`      // when the newest tokens were made
 	Expires  int64  `json:"expires"`        // of the current refresh token
 	Gen      uint64 `json:"gen"`
-	Closed   int64  `json:"closed"` // 0: open
+	Closed   int64  `json:"closed"`        // 0: open
+	From     place  `json:"from,omitzero"` // {"network": "192.0.2.0/24", "user_agent": "…"} of its login
+	Last     place  `json:"last,omitzero"` // the same of its newest refresh
 }
 
 // use is what presenting a refresh token of a session amounts to.
@@ -120,7 +124,7 @@ func (i *Issuer) revoked(s *session) bool {
 func (s *session) name() string { return bus.Name(s.Subject, s.ID) }
 
 func (s *session) public() Session {
-	return Session{s.ID, s.Subject, s.ClientID, s.Kind, s.Created, s.AccessIssued, s.Expires, s.Gen, s.Closed}
+	return Session{s.ID, s.Subject, s.ClientID, s.Kind, s.Created, s.AccessIssued, s.Expires, s.Gen, s.Closed, s.From, s.latest()}
 }
 
 // session reads one record.

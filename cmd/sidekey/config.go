@@ -10,6 +10,7 @@ import (
 
 	"github.com/sidekey/sidekey/agent"
 	"github.com/sidekey/sidekey/bus/lease"
+	"github.com/sidekey/sidekey/issuer"
 	"github.com/sidekey/sidekey/keyring"
 )
 
@@ -26,9 +27,6 @@ type Config struct {
 	Keys   KeysConfig   `toml:"keys"`
 	Bus    BusConfig    `toml:"bus"`
 	Agent  AgentConfig  `toml:"agent"`
-
-	// loginLimit is how many attempts a minute one user name has, 0: any number. It is no key: only dev has none.
-	loginLimit int
 
 	// masterKeyFile is where the master key lies, "": in data_dir. It is no key, so that no file of the configuration
 	// says it: a variable does, or systemd.
@@ -64,6 +62,13 @@ type IssuerConfig struct {
 	TLSKey          string        `toml:"tls_key" help:"its private key (PEM)"`
 	Users           string        `toml:"users" help:"where users live: kv (here), sql or webhook"`
 	UsersRecheck    time.Duration `toml:"users_recheck" help:"how often sql or webhook is asked for the users with open sessions (0: only as they refresh)"`
+
+	TrustedProxies   []string `toml:"trusted_proxies" help:"networks whose X-Forwarded-For, -Host and -Proto are believed"`
+	LoginPerMinute   int      `toml:"login_per_minute" help:"logins a minute for one user name (0: any number)"`
+	RefreshPerMinute int      `toml:"refresh_per_minute" help:"refreshes a minute of one session (0: any number)"`
+	SourceMultiple   int      `toml:"source_multiple" help:"how many times as much one address has"`
+	OnNewNetwork     string   `toml:"on_new_network" help:"a refresh from another network: log, require_login or revoke"`
+	OnNewUserAgent   string   `toml:"on_new_user_agent" help:"a refresh with another user agent: log, require_login or revoke"`
 
 	SQL     UsersSQLConfig     `toml:"sql"`
 	Webhook UsersWebhookConfig `toml:"webhook"`
@@ -153,8 +158,6 @@ func defaultConfig() Config {
 		LogLevel:  "info",
 		LogFormat: "text",
 
-		loginLimit: loginsPerMinute,
-
 		Issuer: IssuerConfig{
 			Listen:          "127.0.0.1:7460",
 			DefaultClient:   "sidekey",
@@ -171,6 +174,12 @@ func defaultConfig() Config {
 			UsersRecheck:    time.Minute,
 			SQL:             UsersSQLConfig{MaxConnections: 4, Timeout: 2 * time.Second},
 			Webhook:         UsersWebhookConfig{Timeout: 2 * time.Second, MaxRequests: 16},
+
+			LoginPerMinute:   30,
+			RefreshPerMinute: 120,
+			SourceMultiple:   10,
+			OnNewNetwork:     string(issuer.OnlyLog),
+			OnNewUserAgent:   string(issuer.OnlyLog),
 		},
 		Keys: KeysConfig{
 			Alg:          string(keyring.RS256),
@@ -199,7 +208,7 @@ func defaultConfig() Config {
 func devConfig() Config {
 	c := defaultConfig()
 	c.Keys.PublishAhead = 0
-	c.loginLimit = 0
+	c.Issuer.LoginPerMinute, c.Issuer.RefreshPerMinute = 0, 0
 	c.Issuer.AuditMaxMiB = 64
 	return c
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"regexp"
@@ -14,6 +15,7 @@ import (
 	"unicode"
 
 	"github.com/sidekey/sidekey/bus/lease"
+	"github.com/sidekey/sidekey/issuer"
 	"github.com/sidekey/sidekey/keyring"
 )
 
@@ -22,6 +24,7 @@ const (
 	maxAhead     = 30 * 24 * time.Hour
 	maxLeeway    = 5 * time.Minute
 	maxCacheSize = 10_000_000
+	maxPerMinute = 1_000_000
 	maxAuditMiB  = 1 << 20
 )
 
@@ -137,6 +140,9 @@ func (c *Config) validateLifetimes() error {
 	if is.SessionLifetime != 0 && (is.SessionLifetime < time.Second || is.SessionLifetime > maxLifetime) {
 		return c.fault("issuer.session_lifetime", "want 0s or a duration of 1s to %s, got %s", maxLifetime, is.SessionLifetime)
 	}
+	if err := c.validateProtection(); err != nil {
+		return err
+	}
 	if is.AuditMaxAge < time.Minute || is.AuditMaxAge > maxLifetime {
 		return c.fault("issuer.audit_max_age", "want a duration of 1m to %s, got %s", maxLifetime, is.AuditMaxAge)
 	}
@@ -153,6 +159,49 @@ func (c *Config) validateLifetimes() error {
 		return c.fault("issuer.max_credentials", "want at least 1, got %d", is.MaxCredentials)
 	}
 	return nil
+}
+
+// validateProtection judges what protects logins and refreshes.
+func (c *Config) validateProtection() error {
+	is := &c.Issuer
+	if _, err := parseNetworks(is.TrustedProxies); err != nil {
+		return c.fault("issuer.trusted_proxies", "%v", err)
+	}
+	for _, n := range []struct {
+		key   string
+		value int
+		least int
+	}{
+		{"issuer.login_per_minute", is.LoginPerMinute, 0}, {"issuer.refresh_per_minute", is.RefreshPerMinute, 0}, {"issuer.source_multiple", is.SourceMultiple, 1},
+	} {
+		if n.value < n.least || n.value > maxPerMinute {
+			return c.fault(n.key, "want %d to %d, got %d", n.least, maxPerMinute, n.value)
+		}
+	}
+	for _, a := range [][2]string{{"issuer.on_new_network", is.OnNewNetwork}, {"issuer.on_new_user_agent", is.OnNewUserAgent}} {
+		if !slices.Contains([]issuer.Anomaly{issuer.OnlyLog, issuer.RequireLogin, issuer.Revoke}, issuer.Anomaly(a[1])) {
+			return c.fault(a[0], "want log, require_login or revoke, got %q", a[1])
+		}
+	}
+	return nil
+}
+
+// parseNetworks reads networks in CIDR form; a bare address is itself alone.
+func parseNetworks(texts []string) (all []netip.Prefix, err error) {
+	for _, text := range texts {
+		p, err := netip.ParsePrefix(text)
+		if ip, aerr := netip.ParseAddr(text); aerr == nil && ip.Zone() == "" {
+			p, err = netip.PrefixFrom(ip, ip.BitLen()), nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("want networks such as 10.0.0.0/8 or 127.0.0.1, got %q", text)
+		}
+		if p.Bits() == 0 {
+			return nil, fmt.Errorf("%q is everybody: any client could say where it comes from; name the proxies", text)
+		}
+		all = append(all, p.Masked())
+	}
+	return all, nil
 }
 
 func (c *Config) validateKeys() error {

@@ -30,7 +30,6 @@ const (
 	freshFor          = 5 * time.Second  // PROTOCOL 17
 	checkpointEvery   = 10 * time.Minute
 	checkpointEntries = 20_000
-	loginsPerMinute   = 30 // attempts for one user name, from anywhere
 )
 
 func (a *app) issuerCommand() *cobra.Command {
@@ -289,6 +288,7 @@ func (p *issuerProcess) sound() error { return errors.Join(p.guard.Err(), p.cloc
 
 func (p *issuerProcess) issuerConfig() issuer.Config {
 	c, k := p.cfg.Issuer, p.cfg.Keys
+	proxies, _ := parseNetworks(c.TrustedProxies) // validate has judged them
 	return issuer.Config{
 		URL: c.URL, Audience: c.Audience, DefaultClient: c.DefaultClient, UserIDClaim: c.UserIDClaim,
 		Name: p.cfg.Agent.Name, Version: version(),
@@ -296,7 +296,8 @@ func (p *issuerProcess) issuerConfig() issuer.Config {
 		SessionIdle: c.SessionIdle, SessionLifetime: c.SessionLifetime, CookieRefresh: c.CookieRefresh,
 		AllowPasswordGrant: c.AllowPassword,
 		Alg:                keyring.Alg(k.Alg), Bits: k.Bits, RotateEvery: k.RotateEvery, PublishAhead: k.PublishAhead,
-		Leeway: p.cfg.Agent.Leeway, LoginLimit: p.cfg.loginLimit, OpsApart: c.OpsListen != c.Listen,
+		Leeway: p.cfg.Agent.Leeway, LoginLimit: c.LoginPerMinute, RefreshLimit: c.RefreshPerMinute, SourceMultiple: c.SourceMultiple,
+		TrustedProxies: proxies, OnNewNetwork: issuer.Anomaly(c.OnNewNetwork), OnNewAgent: issuer.Anomaly(c.OnNewUserAgent), OpsApart: c.OpsListen != c.Listen,
 	}
 }
 

@@ -1,0 +1,279 @@
+package issuer_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sidekey/sidekey/bus/bustest"
+	"github.com/sidekey/sidekey/issuer"
+	"github.com/sidekey/sidekey/keyring"
+)
+
+// from asks as a client at an address, with more headers.
+func from(h http.Handler, address, method, path, body string, header ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, path, strings.NewReader(body))
+	r.RemoteAddr = address + ":1234"
+	if strings.Contains(address, ":") {
+		r.RemoteAddr = "[" + address + "]:1234"
+	}
+	r.Header.Set("Content-Type", "application/json")
+	for at := 0; at < len(header); at += 2 {
+		r.Header.Add(header[at], header[at+1])
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+// TestTrustedProxies: the client's address is the last hop that no trusted proxy has, and nothing that a client says
+// for itself.
+func TestTrustedProxies(t *testing.T) {
+	var file syncBuffer
+	ti := start(t, newBus(), withTrail(new(bustest.AuditTrail), &file), func(c *issuer.Config, _ *issuer.Parts) {
+		c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32"), netip.MustParsePrefix("10.0.0.0/8")}
+	})
+	for _, c := range []struct {
+		peer string
+		xff  []string
+		want string
+	}{
+		{"127.0.0.1", []string{"203.0.113.9"}, "203.0.113.9"},
+		{"127.0.0.1", []string{"1.2.3.4, 203.0.113.9"}, "203.0.113.9"},             // the first the client wrote itself
+		{"127.0.0.1", []string{"1.2.3.4", "203.0.113.9, 10.1.1.1"}, "203.0.113.9"}, // two headers, two proxies
+		{"127.0.0.1", []string{"10.9.9.9, 10.1.1.1"}, "10.9.9.9"},                  // all of them proxies
+		{"127.0.0.1", []string{"1.2.3.4, unknown, 10.1.1.1"}, "10.1.1.1"},          // what is behind no address is not read
+		{"127.0.0.1", nil, "127.0.0.1"},
+		{"127.0.0.1", []string{"::ffff:203.0.113.9"}, "203.0.113.9"},
+		{"127.0.0.2", []string{"203.0.113.9"}, "127.0.0.2"},       // loopback, and not listed
+		{"198.51.100.1", []string{"203.0.113.9"}, "198.51.100.1"}, // anybody
+		{"::ffff:10.0.0.1", []string{"2001:db8::1"}, "2001:db8::1"},
+	} {
+		header := []string{}
+		for _, x := range c.xff {
+			header = append(header, "X-Forwarded-For", x)
+		}
+		from(ti.PublicHandler(), c.peer, "POST", "/api/token/", `{"username":"alice","password":"wrong"}`, header...)
+		all := events(t, ti, "event=login+refused&limit=1")
+		if len(all) != 1 || all[0].Address != c.want {
+			t.Errorf("from %s with X-Forwarded-For %q: got %v, want the address %s", c.peer, c.xff, all, c.want)
+		}
+	}
+}
+
+// TestRefreshLimits: the configured number a minute passes, of a session and of a source, and 429 says when to come again.
+func TestRefreshLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ti := start(t, newBus(), func(c *issuer.Config, _ *issuer.Parts) { c.RefreshLimit, c.SourceMultiple = 6, 2 })
+		h := ti.PublicHandler()
+		pass := func(token *string, address string) bool {
+			w := from(h, address, "POST", "/api/token/refresh/", `{"refresh":"`+*token+`"}`)
+			if w.Code == 429 {
+				if got := w.Header().Get("Retry-After"); got == "" || !strings.Contains(w.Body.String(), "Request was throttled. Expected available in "+got+" second") {
+					t.Errorf("the answer beyond the limit: got Retry-After %q, %s", got, w.Body)
+				}
+				return false
+			}
+			var answer struct{ Refresh string }
+			if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || w.Code != 200 {
+				t.Fatalf("refreshing: got %d %s", w.Code, w.Body)
+			}
+			*token = answer.Refresh
+			return true
+		}
+		one, two, three := login(t, ti).Refresh, login(t, ti).Refresh, login(t, ti).Refresh
+		count := func(token *string, address string, tries int) (n int) {
+			for range tries {
+				if pass(token, address) {
+					n++
+				}
+			}
+			return n
+		}
+		if n := count(&one, "192.0.2.7", 10); n != 6 {
+			t.Errorf("of one session: %d at once, want 6", n)
+		}
+		if n := count(&two, "192.0.2.7", 10); n != 2 { // ten tries of the first have counted for the source too
+			t.Errorf("of the same source: %d more at once, want 2", n)
+		}
+		if n := count(&three, "192.0.2.8", 10); n != 6 {
+			t.Errorf("of another session and source: %d at once, want 6", n)
+		}
+		passed := 0
+		for range 60 { // a minute, one try a second
+			time.Sleep(time.Second)
+			passed += count(&three, "192.0.2.8", 1)
+		}
+		if passed != 6 {
+			t.Errorf("in the next minute: %d of 60, want 6", passed)
+		}
+	})
+}
+
+// TestRefreshFromElsewhere: what is told, what is refused, and who can go on.
+func TestRefreshFromElsewhere(t *testing.T) {
+	for _, c := range []struct {
+		name                string
+		network, agent      issuer.Anomaly
+		address, userAgent  string
+		refused, over, told bool
+	}{
+		{"the same network", issuer.Revoke, issuer.Revoke, "192.0.2.200", "app/1", false, false, false},
+		{"another network, logged", "", "", "198.51.100.1", "app/1", false, false, true},
+		{"another network, refused", issuer.RequireLogin, "", "198.51.100.1", "app/1", true, false, true},
+		{"another network, revoked", issuer.Revoke, "", "198.51.100.1", "app/1", true, true, true},
+		{"another agent, refused", "", issuer.RequireLogin, "192.0.2.1", "curl/8", true, false, true},
+		{"both: the stricter counts", issuer.RequireLogin, issuer.Revoke, "198.51.100.1", "curl/8", true, true, true},
+		{"an IPv6 network", issuer.RequireLogin, "", "2001:db8::1", "app/1", true, false, true},
+		{"no agent", "", issuer.Revoke, "192.0.2.1", "", false, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ti := start(t, newBus(), withTrail(new(bustest.AuditTrail), nil), func(cfg *issuer.Config, _ *issuer.Parts) {
+				cfg.OnNewNetwork, cfg.OnNewAgent = c.network, c.agent
+			})
+			h := ti.PublicHandler()
+			var tokens struct{ Refresh, Access string }
+			w := from(h, "192.0.2.1", "POST", "/api/token/", `{"username":"alice","password":"wonderland"}`, "User-Agent", "app/1")
+			if err := json.Unmarshal(w.Body.Bytes(), &tokens); err != nil {
+				t.Fatal(err)
+			}
+			body := `{"refresh":"` + tokens.Refresh + `"}`
+			w = from(h, c.address, "POST", "/api/token/refresh/", body, "User-Agent", c.userAgent)
+			if got := w.Code == 401 && strings.Contains(w.Body.String(), "token_not_valid"); got != c.refused || !got && w.Code != 200 {
+				t.Errorf("refreshing: got %d %s, want a refusal: %v", w.Code, w.Body, c.refused)
+			}
+			if told := len(events(t, ti, "event=refresh+from+elsewhere")) > 0; told != c.told {
+				t.Errorf("told: %v, want %v", told, c.told)
+			}
+			if !c.refused {
+				return
+			}
+			if w = from(h, "192.0.2.1", "POST", "/api/token/refresh/", body, "User-Agent", "app/1"); (w.Code == 401) != c.over {
+				t.Errorf("refreshing where the session is at home: got %d %s, want that it is over: %v", w.Code, w.Body, c.over)
+			}
+		})
+	}
+}
+
+// TestOwnDevices: a user sees where their sessions are, ends them, and neither sees nor ends another's.
+func TestOwnDevices(t *testing.T) {
+	ti := start(t, newBus())
+	h := ti.PublicHandler()
+	if _, err := ti.AddUser(t.Context(), issuer.NewUser{Username: "mallory", Password: "looking-glass"}); err != nil {
+		t.Fatal(err)
+	}
+	type device struct {
+		SID     string                              `json:"sid"`
+		Current bool                                `json:"current"`
+		From    struct{ Network, UserAgent string } `json:"from"`
+		Last    struct {
+			Network string `json:"network"`
+		} `json:"last"`
+	}
+	logIn := func(name, password, address string) (access, refresh string) {
+		t.Helper()
+		w := from(h, address, "POST", "/api/token/", `{"username":"`+name+`","password":"`+password+`"}`, "User-Agent", "phone/1")
+		var tokens struct{ Refresh, Access string }
+		if err := json.Unmarshal(w.Body.Bytes(), &tokens); err != nil || w.Code != 200 {
+			t.Fatalf("login: got %d %s", w.Code, w.Body)
+		}
+		return tokens.Access, tokens.Refresh
+	}
+	list := func(access string) (all []device) {
+		t.Helper()
+		w := from(h, "192.0.2.1", "GET", "/sessions", "", "Authorization", "Bearer "+access)
+		var answer struct{ Sessions []device }
+		if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || w.Code != 200 {
+			t.Fatalf("GET /sessions: got %d %s", w.Code, w.Body)
+		}
+		return answer.Sessions
+	}
+	phone, phoneRefresh := logIn("alice", "wonderland", "192.0.2.1")
+	laptop, _ := logIn("alice", "wonderland", "2001:db8:1:2::3")
+	other, _ := logIn("mallory", "looking-glass", "203.0.113.9")
+	from(h, "198.51.100.7", "POST", "/api/token/refresh/", `{"refresh":"`+phoneRefresh+`"}`, "User-Agent", "phone/1")
+	mine := list(phone)
+	if len(mine) != 2 || len(list(other)) != 1 {
+		t.Fatalf("the sessions: got %+v of alice and %+v of mallory, want 2 and 1", mine, list(other))
+	}
+	for _, d := range mine {
+		want := [2]string{"2001:db8:1::/48", "2001:db8:1::/48"}
+		if d.Current {
+			want = [2]string{"192.0.2.0/24", "198.51.100.0/24"}
+		}
+		if got := [2]string{d.From.Network, d.Last.Network}; got != want {
+			t.Errorf("where session %s (current: %v) is: got %v, want %v", d.SID, d.Current, got, want)
+		}
+	}
+	for _, d := range mine { // another's session is as one that does not exist
+		if w := from(h, "203.0.113.9", "DELETE", "/sessions/"+d.SID, "", "Authorization", "Bearer "+other); w.Code != 404 {
+			t.Errorf("ending another user's session: got %d %s, want 404", w.Code, w.Body)
+		}
+	}
+	if w := from(h, "203.0.113.9", "DELETE", "/sessions?except=current", "", "Authorization", "Bearer "+other); w.Code != 200 || len(list(phone)) != 2 {
+		t.Errorf("mallory ends all other sessions: got %d %s, and alice has %d, want 2", w.Code, w.Body, len(list(phone)))
+	}
+	if w := from(h, "192.0.2.1", "DELETE", "/sessions?except=current", "", "Authorization", "Bearer "+phone); w.Code != 200 || !strings.Contains(w.Body.String(), `"ended":1`) {
+		t.Errorf("ending all others: got %d %s, want one ended", w.Code, w.Body)
+	}
+	refused(t, "the laptop's token", ti.Check(t.Context(), laptop), keyring.Revoked)
+	if got := list(phone); len(got) != 1 || !got[0].Current {
+		t.Errorf("afterwards: got %+v, want the current session alone", got)
+	}
+}
+
+// TestSixtyFourRefreshes: of 64 presentations of one refresh token at once, at two issuers on one bus, all within the
+// grace time get one and the same successor, and a late one ends the session.
+func TestSixtyFourRefreshes(t *testing.T) {
+	b := newRealBus(t)
+	one := start(t, b)
+	two := newIssuer(t, b)
+	servers := []*httptest.Server{httptest.NewServer(one.PublicHandler()), httptest.NewServer(two.PublicHandler())}
+	for _, s := range servers {
+		defer s.Close()
+	}
+	tokens := login(t, one)
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	successors, statuses := map[string]int{}, map[int]int{}
+	for n := range 64 {
+		wg.Go(func() {
+			resp, err := http.Post(servers[n%2].URL+"/api/token/refresh/", "application/json", strings.NewReader(`{"refresh":"`+tokens.Refresh+`"}`))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer resp.Body.Close()
+			var answer struct{ Refresh string }
+			if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			statuses[resp.StatusCode]++
+			if answer.Refresh != "" {
+				successors[answer.Refresh]++
+			}
+		})
+	}
+	wg.Wait()
+	if len(successors) != 1 || statuses[200] == 0 || statuses[200]+statuses[503] != 64 {
+		t.Fatalf("64 refreshes: got %d successors and the statuses %v, want one successor, and 200 (503: try again)", len(successors), statuses)
+	}
+	t.Logf("statuses %v", statuses)
+	for successor := range successors {
+		refresh(t, one, successor)
+	}
+	_, err := two.Refresh(t.Context(), tokens.Refresh)
+	refused(t, "the first token once its successor is used", err, keyring.Revoked)
+	for successor := range successors {
+		_, err = one.Refresh(t.Context(), successor)
+		refused(t, "any token of the session", err, keyring.Revoked)
+	}
+}
