@@ -42,8 +42,9 @@ type Credential struct {
 	ExpiresAt int64 `json:"exp,omitempty"`
 	// KnownSeq is the sequence that the issuer had applied when the credential was made, as a token's
 	// session_seq: a cutoff at a greater one refuses it, wherever the entry stands. An entry that changes
-	// something else keeps it, so that no change brings back what was cut off; one that is to stand again
-	// has a new one. 0: the entry's own sequence.
+	// something else keeps it, so that no change brings back what was cut off (an issuer changes nothing
+	// that its own replica does not hold: a cutoff expires, what it withdrew stays withdrawn); one that is to
+	// stand again has a new one. 0: the entry's own sequence.
 	KnownSeq uint64 `json:"known_seq,omitempty"`
 	// Gone: there is no such credential from here on.
 	Gone bool `json:"gone,omitempty"`

@@ -50,14 +50,14 @@ func TestFollowByCheckpoint(t *testing.T) {
 	}
 }
 
-// TestFollowIntoANewEpoch: a log begun anew is read whole; revocations that it lacks stay, keys that
-// it lacks go, and nobody is vouched for until its head is reached.
+// TestFollowIntoANewEpoch: a log begun anew is read whole; revocations that it lacks stay, keys and credentials
+// that it lacks go, and nobody is vouched for until its head is reached.
 func TestFollowIntoANewEpoch(t *testing.T) {
 	b := bustest.Start(t)
 	l := b.Log(t)
 	r := replica.New(replica.Config{})
 	reader := b.Reader(t)
-	caught(t, r, reader, mustAppend(t, l, revocation("old"), keyFact(t, "k1", keyring.Active)).Seq)
+	caught(t, r, reader, mustAppend(t, l, revocation("old"), credential("c", "old key", "u"), keyFact(t, "k1", keyring.Active)).Seq)
 	epoch := r.Snapshot().Position.Epoch
 	img, at, err := r.Image()
 	if err == nil {
@@ -82,6 +82,9 @@ func TestFollowIntoANewEpoch(t *testing.T) {
 		if !revoked(r, jti(id)) {
 			t.Errorf("%s is not revoked in the new epoch", id)
 		}
+	}
+	if stands(r, "old key") || r.Credentials() != 0 {
+		t.Error("a credential that the new log lacks stands")
 	}
 	_, old := r.Snapshot().Ring.Record("k1")
 	_, fresh := r.Snapshot().Ring.Record("k2")

@@ -1,34 +1,23 @@
 package replica
 
-import "crypto/sha256"
+import (
+	"maps"
+	"slices"
+)
 
 // CredentialByID gives the credential of an id as the log has it, nil: there is none. An issuer asks it; the
 // request path asks Credential.
 func (r *Replica) CredentialByID(id string) *Credential {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	hash, ok := r.credentials.hashes[id]
-	if !ok {
-		return nil
-	}
-	held, ok := r.credentials.byHash.Load([sha256.Size]byte(hash))
-	if !ok {
-		return nil
-	}
-	return held.(*Credential)
+	return r.credentials.byID[id]
 }
 
 // ListCredentials gives all credentials that the log has, in no particular order.
 func (r *Replica) ListCredentials() []*Credential {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	all := make([]*Credential, 0, len(r.credentials.hashes))
-	for _, hash := range r.credentials.hashes {
-		if held, ok := r.credentials.byHash.Load([sha256.Size]byte(hash)); ok {
-			all = append(all, held.(*Credential))
-		}
-	}
-	return all
+	return slices.Collect(maps.Values(r.credentials.byID))
 }
 
 // CredentialCutAt is the time of the newest cutoff of a credential's subject or client, as its issuer's clock had it;

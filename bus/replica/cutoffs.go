@@ -2,6 +2,7 @@ package replica
 
 import (
 	"maps"
+	"math"
 	"sync"
 	"sync/atomic"
 
@@ -22,9 +23,16 @@ func cutoffAt(f *bus.Revocation, seq uint64) cutoff {
 	cut := cutoff{Seq: seq, Time: f.Time, Exp: f.ExpiresAt}
 	if !f.Sessions {
 		cut.Credentials = seq
+		// All credentials are looked through when it ends, so few times are there for that.
+		if rest := cut.Exp % cutoffEnds; rest != 0 && cut.Exp < math.MaxInt64-cutoffEnds {
+			cut.Exp += cutoffEnds - rest
+		}
 	}
 	return cut
 }
+
+// cutoffEnds is how far apart cutoffs that concern credentials end, in seconds.
+const cutoffEnds = 600
 
 // cutoffs are the live cutoffs by the fingerprint of their subject or client. One writer, many
 // readers. The zero value is empty.
@@ -73,6 +81,18 @@ func (c *cutoffs) add(k id, cut cutoff) {
 	old := c.byID[k]
 	c.byID[k] = cutoff{max(old.Seq, cut.Seq), max(old.Time, cut.Time), max(old.Exp, cut.Exp), max(old.Credentials, cut.Credentials)}
 	c.count.Store(int64(len(c.byID)))
+}
+
+// endsForCredentials tells whether drop is about to forget a cutoff that concerns credentials.
+func (c *cutoffs) endsForCredentials(now int64) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for _, cut := range c.byID {
+		if cut.Exp <= now && cut.Credentials > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // drop forgets the cutoffs that expired at or before now. It calls announce with the latest of

@@ -100,8 +100,8 @@ func (r *Replica) takeCheckpoint(ctx context.Context, log Log) error {
 	return r.Load(img)
 }
 
-// restart gives up the position, so that the log can be read from its beginning. Keys go, since
-// the new log names them all; revocations stay until they expire, since it may lack some. The
+// restart gives up the position, so that the log can be read from its beginning. Keys and credentials go,
+// since the new log names them all; revocations stay until they expire, since it may lack some. The
 // Replica is not Ready again until it has read up to the new head.
 func (r *Replica) restart() {
 	r.mu.Lock()
@@ -110,6 +110,7 @@ func (r *Replica) restart() {
 	clear(r.keys)
 	r.head.Store(0)
 	r.publish(&Snapshot{Ring: keyring.NewRing(old.Ring.Issuer(), old.Ring.Audience()), TickTime: old.TickTime})
+	r.credentials.clear() // behind it: who still goes by what was Ready finds them
 }
 
 // note logs why following ended, and keeps what an operator must see as the Fault.

@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
+	"strings"
 	"time"
 
 	"github.com/sidekey/sidekey/bus"
@@ -62,26 +64,30 @@ type imageBucket struct {
 	N   int   `json:"n"`
 }
 
-// Image is all that still matters at the position that it returns: what a checkpoint holds. Writers
-// wait meanwhile, readers do not.
+// Image is all that still matters at the position that it returns: what a checkpoint holds. Readers never
+// wait for it, writers while it is taken together.
 func (r *Replica) Image() ([]byte, bus.Cursor, error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	at := r.tip.cursor()
-	img, err := r.imageLocked(at)
+	h, packed := r.collectLocked(at)
+	r.mu.Unlock()
+	img, err := encodeImage(h, packed)
 	return img, at, err
 }
 
 // ImageAt is an Image that stands at another cursor: where a log that is begun anew begins.
 func (r *Replica) ImageAt(at bus.Cursor) ([]byte, error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.imageLocked(at)
+	h, packed := r.collectLocked(at)
+	r.mu.Unlock()
+	return encodeImage(h, packed)
 }
 
-func (r *Replica) imageLocked(at bus.Cursor) ([]byte, error) {
+// collectLocked takes together what an image holds. All that it points to is immutable: writers wait for
+// the copying only, not while it is encoded.
+func (r *Replica) collectLocked(at bus.Cursor) (h *imageHeader, packed []byte) {
 	snap := r.tip
-	h := imageHeader{
+	h = &imageHeader{
 		Epoch: at.Epoch, Seq: at.Seq, Chain: at.Chain,
 		Issuer: snap.Ring.Issuer(), Aud: snap.Ring.Audience(), Dropped: r.revoked.dropped.Load(),
 	}
@@ -97,16 +103,21 @@ func (r *Replica) imageLocked(at bus.Cursor) ([]byte, error) {
 	for k, cut := range r.cutoffs.all() {
 		h.Cutoffs = append(h.Cutoffs, imageCutoff{ID: bytes.Clone(k[:]), Cut: cut})
 	}
-	packed := make([]byte, 0, int(r.revoked.count.Load())*len(id{}))
+	packed = make([]byte, 0, int(r.revoked.count.Load())*len(id{}))
 	r.revoked.each(func(end int64, ids []id) {
 		h.Buckets = append(h.Buckets, imageBucket{End: end, N: len(ids)})
 		for i := range ids {
 			packed = append(packed, ids[i][:]...)
 		}
 	})
+	return h, packed
+}
+
+func encodeImage(h *imageHeader, packed []byte) ([]byte, error) {
+	slices.SortFunc(h.Credentials, func(a, b imageCredential) int { return strings.Compare(a.Fact.ID, b.Fact.ID) })
 	head, err := json.Marshal(h)
 	if err != nil {
-		return nil, fmt.Errorf("making an image at entry %d: %w", at.Seq, err)
+		return nil, fmt.Errorf("making an image at entry %d: %w", h.Seq, err)
 	}
 	img := make([]byte, 0, len(imageMagic)+4+len(head)+len(packed)+sha256.Size)
 	img = append(img, imageMagic...)
@@ -159,7 +170,7 @@ func (r *Replica) Load(img []byte) error {
 		records = append(records, rec)
 	}
 	r.loadRevocations(h, packed)
-	r.credentials.replace(h.Credentials)
+	r.credentials.replace(h.Credentials, r.idRevoked)
 	next.Ring = keyring.NewRing(h.Issuer, h.Aud, records...)
 	r.keys = keys
 	r.chains[at.Seq%rememberedChains] = bus.Cursor{Position: at, Chain: h.Chain}

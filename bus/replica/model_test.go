@@ -26,6 +26,18 @@ type world struct {
 	dir     string
 	revoked map[string]known
 	keys    map[string]keyring.State
+	creds   map[string]*standing // by id
+	used    map[string]bool      // ids that were revoked: none is used again
+	cuts    map[string]uint64    // by sub: the newest cutoff that is not for sessions only; for ever
+	cutEnds map[string]int64     // by sub: when cutoffs may begin to be forgotten
+	time    int64                // of the newest tick
+}
+
+// standing is a credential as the log has it.
+type standing struct {
+	text, sub string
+	seq       uint64
+	exp       int64
 }
 
 // known is a revocation that the log has had: whom it refuses, from where, until when.
@@ -35,7 +47,8 @@ type known struct {
 }
 
 func newWorld(t *testing.T, dir string) *world {
-	w := &world{t: t, log: bustest.NewLog(), issuer: replica.New(replica.Config{}), dir: dir, revoked: map[string]known{}, keys: map[string]keyring.State{}}
+	w := &world{t: t, log: bustest.NewLog(), issuer: replica.New(replica.Config{}), dir: dir, revoked: map[string]known{}, keys: map[string]keyring.State{},
+		creds: map[string]*standing{}, used: map[string]bool{}, cuts: map[string]uint64{}, cutEnds: map[string]int64{}}
 	w.agent = begin(t, dir)
 	return w
 }
@@ -89,6 +102,15 @@ func (w *world) check(t *rapid.T) {
 			t.Fatalf("key %s is %+v, and %s in the log", kid, rec, state)
 		}
 	}
+	want := make(map[string]bool)
+	for _, c := range w.creds {
+		want[c.text] = c.seq >= w.cuts[c.sub] && (c.exp == 0 || c.exp > w.time)
+	}
+	for n := range 4 {
+		if text := fmt.Sprint("text ", n); stands(w.agent.Replica, text) != want[text] {
+			t.Fatalf("%s stands %v, want %v", text, !want[text], want[text])
+		}
+	}
 	if n := len(at.Ring.Records()); n != len(w.keys) {
 		t.Fatalf("%d keys, want %d", n, len(w.keys))
 	}
@@ -109,8 +131,61 @@ func (w *world) revoke(t *rapid.T) {
 		f.ClientID, name, k.claims = id, "c"+id, keyring.Claims{ID: "-", ClientID: id, HasSessionSeq: true, SessionSeq: uint64(len(w.entries))}
 	}
 	w.append(f)
+	w.cut(f)
 	k.exp = max(k.exp, w.revoked[name].exp)
 	w.revoked[name] = k
+}
+
+// credential appends an API key's record, new, changed or gone.
+func (w *world) credential(t *rapid.T) {
+	id := fmt.Sprint(rapid.IntRange(0, 3).Draw(t, "id"))
+	c := &standing{text: fmt.Sprint("text ", rapid.IntRange(0, 3).Draw(t, "text")), sub: fmt.Sprint(rapid.IntRange(0, 2).Draw(t, "sub")), seq: uint64(len(w.entries)) + 1}
+	f := credential("key "+id, c.text, c.sub)
+	f.Gone = rapid.IntRange(0, 3).Draw(t, "gone") == 0
+	if rapid.Bool().Draw(t, "ends") {
+		c.exp = time.Now().Unix() + rapid.Int64Range(1, 3*3600).Draw(t, "for")
+		f.ExpiresAt = c.exp
+	}
+	if rapid.Bool().Draw(t, "an edit") {
+		f.KnownSeq = rapid.Uint64Range(1, c.seq).Draw(t, "known")
+		c.seq = f.KnownSeq
+	}
+	if w.used[id] || c.seq < w.cuts[c.sub] && w.cutEnds[c.sub] <= time.Now().Unix() {
+		return // no issuer changes what it no longer holds itself
+	}
+	w.append(f)
+	for other, o := range w.creds {
+		if !f.Gone && o.text == c.text {
+			delete(w.creds, other)
+		}
+	}
+	if w.creds[id] = c; f.Gone {
+		delete(w.creds, id)
+	}
+}
+
+// withdraw revokes a credential's id, or all that a subject has.
+func (w *world) withdraw(t *rapid.T) {
+	id, exp := fmt.Sprint(rapid.IntRange(0, 3).Draw(t, "id")), time.Now().Unix()+rapid.Int64Range(1, 2*3600).Draw(t, "for")
+	if rapid.Bool().Draw(t, "one") {
+		w.append(&bus.Revocation{ID: "key " + id, ExpiresAt: exp})
+		w.used[id] = true
+		delete(w.creds, id)
+		return
+	}
+	f := &bus.Revocation{Subject: id, ExpiresAt: exp, Time: time.Now().Unix(), Sessions: rapid.Bool().Draw(t, "sessions only")}
+	w.append(f)
+	w.cut(f)
+}
+
+func (w *world) cut(f *bus.Revocation) {
+	if f.Subject == "" || f.Sessions {
+		return
+	}
+	if was, ok := w.cutEnds[f.Subject]; !ok || was > f.ExpiresAt {
+		w.cutEnds[f.Subject] = f.ExpiresAt
+	}
+	w.cuts[f.Subject] = uint64(len(w.entries))
 }
 
 func (w *world) key(t *rapid.T) {
@@ -135,11 +210,15 @@ func TestAnyHistory(t *testing.T) {
 			rt.Repeat(map[string]func(*rapid.T){
 				"revoke": w.revoke,
 				"key":    w.key,
+
+				"credential": w.credential,
+				"withdraw":   w.withdraw,
 				"tick": func(rt *rapid.T) {
 					time.Sleep(time.Duration(rapid.IntRange(1, 5400).Draw(rt, "seconds")) * time.Second)
 					if _, err := w.log.Tick(t.Context()); err != nil {
 						t.Fatal(err)
 					}
+					w.time = time.Now().Unix()
 					w.read()
 				},
 				"checkpoint": func(rt *rapid.T) {

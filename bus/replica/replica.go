@@ -296,7 +296,7 @@ func (r *Replica) fold(next *Snapshot, en *bus.Entry) error {
 	case *bus.KeyFact:
 		return r.foldKey(next, f, en.Seq)
 	case *bus.Credential:
-		r.credentials.set(f, en.Seq)
+		r.setCredential(f, en.Seq)
 	case *bus.SealingFact:
 		next.Sealing, next.SealingSeq = f, en.Seq
 	case *bus.Tick:
@@ -314,6 +314,7 @@ func (r *Replica) revoke(f *bus.Revocation, seq uint64) {
 	switch {
 	case f.ID != "":
 		r.revoked.add(fingerprint('j', f.ID), f.ExpiresAt)
+		r.credentials.remove(r.credentials.byID[f.ID]) // for good: the revocation expires, a credential need not
 	case f.SessionID != "":
 		r.revoked.add(fingerprint('s', f.SessionID), f.ExpiresAt)
 	case f.Subject != "":
@@ -327,6 +328,9 @@ func (r *Replica) revoke(f *bus.Revocation, seq uint64) {
 func (r *Replica) expire(next *Snapshot) {
 	now := next.TickTime.Unix()
 	r.revoked.drop(now)
+	if r.cutoffs.endsForCredentials(now) {
+		r.credentials.removeIf(r.cutOff) // before the cutoffs are dropped: they expire, a credential need not
+	}
 	r.cutoffs.drop(now, r.revoked.forgetUntil)
 	r.credentials.expire(now)
 	next.dropSealing(now)
