@@ -35,6 +35,7 @@ type credentials struct {
 
 	// The writer's.
 	byID  map[string]*Credential
+	dying map[string]*Credential // withdrawn by a revocation of their ids; found until that is forgotten
 	ends  ends
 	words map[string]string // one copy of what many have alike
 }
@@ -46,8 +47,12 @@ const maxWords = 1 << 16
 // the entry is the loser of a race between issuers (PROTOCOL 11).
 func (c *credentials) set(f *bus.Credential, seq uint64, revoked bool) {
 	old := c.byID[f.ID]
-	if f.Gone || revoked {
+	if f.Gone {
 		c.remove(old)
+		return
+	}
+	if revoked && old != nil {
+		c.revoke(f.ID) // where an image brings the revocation, nothing else has done so
 		return
 	}
 	if f.KnownSeq != 0 {
@@ -60,11 +65,21 @@ func (c *credentials) set(f *bus.Credential, seq uint64, revoked bool) {
 	if c.byID == nil {
 		c.byID = make(map[string]*Credential)
 	}
+	if revoked {
+		if _, taken := c.byHash.LoadOrStore([sha256.Size]byte(f.Hash), held); !taken {
+			c.byID[f.ID] = held
+			c.revoke(f.ID)
+			c.expiring(held)
+			c.count.Store(int64(len(c.byID)))
+		}
+		return
+	}
 	c.byID[f.ID] = held
 	if before, ok := c.byHash.Swap([sha256.Size]byte(f.Hash), held); ok {
 		if other := before.(*Credential); other.ID != f.ID {
 			other.withdrawn.Store(true)
 			delete(c.byID, other.ID)
+			delete(c.dying, other.ID)
 		}
 	}
 	if old != nil && !slices.Equal(old.Hash, f.Hash) {
@@ -101,6 +116,29 @@ func (c *credentials) shared(f *bus.Credential) *bus.Credential {
 	return &fact
 }
 
+// revoke withdraws the credential of an id for good: the revocation expires, a credential need not. It is
+// found as long as the revocation is remembered, so that its user is told.
+func (c *credentials) revoke(id string) {
+	held := c.byID[id]
+	if held == nil {
+		return
+	}
+	held.withdrawn.Store(true)
+	if c.dying == nil {
+		c.dying = make(map[string]*Credential)
+	}
+	c.dying[id] = held
+}
+
+// bury drops those whose revocation is remembered no more.
+func (c *credentials) bury(revoked func(id string) bool) {
+	for id, held := range c.dying {
+		if !revoked(id) {
+			c.remove(held)
+		}
+	}
+}
+
 // remove withdraws a credential, nil: none.
 func (c *credentials) remove(held *Credential) {
 	if held == nil {
@@ -110,6 +148,7 @@ func (c *credentials) remove(held *Credential) {
 	c.byHash.CompareAndDelete([sha256.Size]byte(held.Hash), held)
 	if c.byID[held.ID] == held {
 		delete(c.byID, held.ID)
+		delete(c.dying, held.ID)
 	}
 	c.count.Store(int64(len(c.byID)))
 }
@@ -136,7 +175,7 @@ func (c *credentials) replace(all []imageCredential, revoked func(id string) boo
 // clear forgets all, for a log that is read anew. None of them is withdrawn thereby.
 func (c *credentials) clear() {
 	c.byHash.Clear()
-	c.byID, c.ends, c.words = nil, nil, nil
+	c.byID, c.dying, c.ends, c.words = nil, nil, nil, nil
 	c.count.Store(0)
 }
 

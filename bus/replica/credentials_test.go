@@ -57,8 +57,8 @@ func TestCredentials(t *testing.T) {
 				t.Errorf("%s: Credential(%q) stands: got %v, want %v", name, text, got, want)
 			}
 		}
-		if got := r.Credentials(); got != 5 {
-			t.Errorf("%s: Credentials: got %d, want 5", name, got)
+		if got := r.Credentials(); got != 6 {
+			t.Errorf("%s: Credentials: got %d, want 6", name, got)
 		}
 	}
 	hash := bus.HashCredential([]byte("text of kept"))
@@ -91,14 +91,18 @@ func TestCredentialOrder(t *testing.T) {
 		"and with it gone, nobody":                   {[]bus.Fact{credential("a", "1", "u"), credential("b", "1", "v"), with(credential("b", "1", "v"), gone)}, "", 0},
 		"the older, withdrawn, takes nothing along":  {[]bus.Fact{credential("a", "1", "u"), credential("b", "1", "v"), with(credential("a", "1", "u"), gone)}, "1", 1},
 		"the older, with another hash, stands again": {[]bus.Fact{credential("a", "1", "u"), credential("b", "1", "v"), credential("a", "2", "u")}, "12", 2},
-		"another hash":          {[]bus.Fact{credential("a", "1", "u"), credential("a", "2", "u")}, "2", 1},
-		"there and back":        {[]bus.Fact{credential("a", "1", "u"), credential("a", "2", "u"), credential("a", "1", "u")}, "1", 1},
-		"two change places":     {[]bus.Fact{credential("a", "1", "u"), credential("b", "2", "u"), credential("a", "2", "u"), credential("b", "1", "u")}, "12", 2},
-		"gone, by another hash": {[]bus.Fact{credential("a", "1", "u"), with(credential("a", "2", "u"), gone)}, "", 0},
-		"gone, and new":         {[]bus.Fact{credential("a", "1", "u"), with(credential("a", "1", "u"), gone), credential("a", "1", "u")}, "1", 1},
-		"gone before it came":   {[]bus.Fact{with(credential("a", "1", "u"), gone)}, "", 0},
-		"revoked by its id":     {[]bus.Fact{credential("a", "1", "u"), &bus.Revocation{ID: "a", ExpiresAt: exp}}, "", 0},
-		"written by an issuer that had not read of that":   {[]bus.Fact{credential("a", "1", "u"), &bus.Revocation{ID: "a", ExpiresAt: exp}, credential("a", "2", "u")}, "", 0},
+		"another hash":                                     {[]bus.Fact{credential("a", "1", "u"), credential("a", "2", "u")}, "2", 1},
+		"there and back":                                   {[]bus.Fact{credential("a", "1", "u"), credential("a", "2", "u"), credential("a", "1", "u")}, "1", 1},
+		"two change places":                                {[]bus.Fact{credential("a", "1", "u"), credential("b", "2", "u"), credential("a", "2", "u"), credential("b", "1", "u")}, "12", 2},
+		"gone, by another hash":                            {[]bus.Fact{credential("a", "1", "u"), with(credential("a", "2", "u"), gone)}, "", 0},
+		"gone, and new":                                    {[]bus.Fact{credential("a", "1", "u"), with(credential("a", "1", "u"), gone), credential("a", "1", "u")}, "1", 1},
+		"gone before it came":                              {[]bus.Fact{with(credential("a", "1", "u"), gone)}, "", 0},
+		"revoked by its id":                                {[]bus.Fact{credential("a", "1", "u"), &bus.Revocation{ID: "a", ExpiresAt: exp}}, "", 1},
+		"and gone":                                         {[]bus.Fact{credential("a", "1", "u"), &bus.Revocation{ID: "a", ExpiresAt: exp}, with(credential("a", "1", "u"), gone)}, "", 0},
+		"revoked, and its hash another's":                  {[]bus.Fact{credential("a", "1", "u"), &bus.Revocation{ID: "a", ExpiresAt: exp}, credential("b", "1", "u")}, "1", 1},
+		"written after that, with another's hash":          {[]bus.Fact{credential("b", "1", "u"), &bus.Revocation{ID: "a", ExpiresAt: exp}, credential("a", "1", "u")}, "1", 1},
+		"written only after that":                          {[]bus.Fact{&bus.Revocation{ID: "a", ExpiresAt: exp}, credential("a", "1", "u")}, "", 1},
+		"written by an issuer that had not read of that":   {[]bus.Fact{credential("a", "1", "u"), &bus.Revocation{ID: "a", ExpiresAt: exp}, credential("a", "2", "u")}, "", 1},
 		"a session of its id":                              {[]bus.Fact{credential("a", "1", "u"), &bus.Revocation{SessionID: "a", ExpiresAt: exp}}, "1", 1},
 		"cut off":                                          {[]bus.Fact{credential("a", "1", "u"), cut()}, "", 1},
 		"an edit behind the cutoff":                        {[]bus.Fact{with(credential("a", "1", "u"), known(1)), cut(), with(credential("a", "1", "u"), known(1))}, "", 1},
@@ -156,6 +160,8 @@ func TestWithdrawnForGood(t *testing.T) {
 			credential("a", "by id", "u"), credential("b", "by sub", "v"), with(credential("c", "by client", "w"), app),
 			credential("d", "spared", "x"), credential("e", "stays", "u"))
 		wait(t, r, pos.Seq)
+		behind := replica.New(replica.Config{}) // reads this far, and then an image
+		caught(t, behind, l, pos.Seq)
 		texts := []string{"by id", "by sub", "by client"}
 		found := make(map[string]*replica.Credential)
 		for _, text := range texts {
@@ -164,8 +170,17 @@ func TestWithdrawnForGood(t *testing.T) {
 				t.Fatalf("%q does not stand at first", text)
 			}
 		}
-		mustAppend(t, l, &bus.Revocation{ID: "a", ExpiresAt: exp}, &bus.Revocation{Subject: "v", ExpiresAt: exp, Time: now}, &bus.Revocation{ClientID: "app", ExpiresAt: exp, Time: now},
+		pos = mustAppend(t, l, &bus.Revocation{ID: "a", ExpiresAt: exp}, &bus.Revocation{Subject: "v", ExpiresAt: exp, Time: now}, &bus.Revocation{ClientID: "app", ExpiresAt: exp, Time: now},
 			&bus.Revocation{Subject: "x", ExpiresAt: exp, Time: now, Sessions: true})
+		wait(t, r, pos.Seq)
+		img, _, err := r.Image()
+		if err == nil {
+			err = behind.Load(img)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := start(t, behind, l)
 		for range 12 {
 			pos, err := l.Tick(t.Context())
 			if err != nil {
@@ -173,6 +188,10 @@ func TestWithdrawnForGood(t *testing.T) {
 			}
 			wait(t, r, pos.Seq)
 			for _, text := range texts {
+				wait(t, behind, pos.Seq)
+				if stands(behind, text) {
+					t.Errorf("%q stands %s after its revocation, for a reader of an image", text, time.Since(time.Unix(now, 0)))
+				}
 				if stands(r, text) || !r.CredentialRevoked(found[text]) {
 					t.Errorf("%q stands %s after its revocation", text, time.Since(time.Unix(now, 0)))
 				}
@@ -188,6 +207,7 @@ func TestWithdrawnForGood(t *testing.T) {
 		if n := r.Credentials(); n != 2 {
 			t.Errorf("%d credentials are left, want the two that stand", n)
 		}
+		other.stop()
 		run.stop()
 	})
 }

@@ -314,7 +314,7 @@ func (r *Replica) revoke(f *bus.Revocation, seq uint64) {
 	switch {
 	case f.ID != "":
 		r.revoked.add(fingerprint('j', f.ID), f.ExpiresAt)
-		r.credentials.remove(r.credentials.byID[f.ID]) // for good: the revocation expires, a credential need not
+		r.credentials.revoke(f.ID)
 	case f.SessionID != "":
 		r.revoked.add(fingerprint('s', f.SessionID), f.ExpiresAt)
 	case f.Subject != "":
@@ -328,6 +328,7 @@ func (r *Replica) revoke(f *bus.Revocation, seq uint64) {
 func (r *Replica) expire(next *Snapshot) {
 	now := next.TickTime.Unix()
 	r.revoked.drop(now)
+	r.credentials.bury(r.idRevoked)
 	if r.cutoffs.endsForCredentials(now) {
 		r.credentials.removeIf(r.cutOff) // before the cutoffs are dropped: they expire, a credential need not
 	}
