@@ -21,5 +21,8 @@
 //     that stays in the bucket "keys", and sealed to the agents that serve it (PROTOCOL.md 19).
 //   - users.go, password.go, hashes.go, habits.go, limit.go: argon2id, and Django's hashes, behind a short queue.
 //   - directory.go, recheck.go: users who live elsewhere, in a [Directory], which is asked at each login and refresh.
+//   - credential.go, credentialtext.go: API keys and opaque tokens, whose texts are shown once; credentialnew.go, credentialimport.go,
+//     credentiallogin.go make them, the record first, the entry second; credentialchange.go changes one only behind what it was
+//     read from, and ends it in the log first; credentialsweep.go mends what a crash left; credentialused.go: last uses.
 //   - http.go, simplejwt.go, devices.go, admin.go, keysadmin.go: the routes of API.md §4, thin. They decide nothing.
 package issuer
