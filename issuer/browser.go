@@ -18,6 +18,7 @@ import (
 // The kinds of sessions, as their records name them.
 const (
 	kindRefresh = ""        // a family of refresh tokens
+	kindSliding = "sliding" // Simple JWT's sliding tokens, and no refresh token
 	kindBrowser = "browser" // a cookie with a session token, and no refresh token
 )
 
@@ -237,7 +238,11 @@ func (i *Issuer) denyUnknownSoon(ctx context.Context, p *presented) error {
 
 // first fixes a new session's first tokens.
 func (s *session) first(kid string, now time.Time, cfg *Config) {
-	if s.Kind != kindBrowser {
+	switch s.Kind {
+	case kindSliding:
+		s.beginSliding(now, cfg)
+		return
+	case kindRefresh:
 		s.rotate(kid, now, cfg)
 		return
 	}
@@ -255,17 +260,17 @@ func (s *session) extend(now time.Time, cfg *Config) {
 	s.Issued, s.Expires = s.AccessIssued, s.AccessLast
 }
 
-// ends is when the session has had its whole lifetime (NumericDate); 0: it has no end.
+// ends is when the session has had its whole lifetime since the user last proved a password (NumericDate); 0: it has no end.
 func (s *session) ends(cfg *Config) int64 {
 	if cfg.SessionLifetime == 0 {
 		return 0
 	}
-	return s.Created + int64(cfg.SessionLifetime/time.Second)
+	return s.AuthTime + int64(cfg.SessionLifetime/time.Second)
 }
 
 // browserTokens signs what a browser's record says.
 func (i *Issuer) browserTokens(key *keyring.Key, s *session, user *userRecord) (*Tokens, error) {
-	token, err := i.sessionToken(key, s, user.Roles)
+	token, err := i.sessionToken(key, s, user)
 	if err != nil {
 		return nil, err
 	}

@@ -89,6 +89,13 @@ type Config struct {
 	RecheckEvery    time.Duration // how often the Directory is asked for the users with open sessions; 0: never
 	MaxCredentials  int           // API keys and opaque tokens per user that can be used; refuses a new one. 0: any number
 
+	Sliding                bool          // Simple JWT's sliding tokens: LoginSliding and RefreshSliding
+	SlidingLifetime        time.Duration // of one such token; 0: 5 minutes
+	SlidingRefreshLifetime time.Duration // of its session; 0: 24 hours
+
+	Claims          map[string]string // custom claims of access tokens: see CheckClaims
+	UpdateLastLogin bool              // users' records say when they last logged in, to the hour
+
 	AllowPasswordGrant bool // POST /oauth2/token takes grant_type=password (RFC 6749 §4.3)
 
 	Alg          keyring.Alg
@@ -219,6 +226,7 @@ type Issuer struct {
 	metrics   *metrics
 	refresh   refreshKeys
 	private   privateKeys
+	custom    claimTemplates
 	sealing   sealingKeys
 	amends    chan struct{}   // holds one token while nobody changes a credential
 	uses      uses            // of credentials, not written yet
@@ -268,6 +276,10 @@ func New(cfg Config, parts Parts) (*Issuer, error) {
 	i.hash = newHasher(cfg.Hash, parts.Directory != nil, i.metrics.hashing)
 	i.limits = newLimits(cfg.LoginLimit, cfg.SourceMultiple)
 	i.refreshes = newLimits(cfg.RefreshLimit, cfg.SourceMultiple)
+	var err error
+	if i.custom, err = parseClaims(cfg.Claims, cfg.UserIDClaim); err != nil {
+		return nil, fmt.Errorf("building the issuer: issuer.claims: %w", err)
+	}
 	i.clients = newClientLimits(cfg.LoginLimit)
 	i.amends = make(chan struct{}, 1)
 	i.amends <- struct{}{}
@@ -293,6 +305,12 @@ func (c *Config) setDefaults() {
 	if c.SessionIdle == 0 {
 		c.SessionIdle = 30 * time.Minute
 	}
+	if c.SlidingLifetime == 0 {
+		c.SlidingLifetime = 5 * time.Minute
+	}
+	if c.SlidingRefreshLifetime == 0 {
+		c.SlidingRefreshLifetime = 24 * time.Hour
+	}
 	if c.Alg == "" {
 		c.Alg = keyring.RS256
 	}
@@ -308,7 +326,13 @@ func (c *Config) setDefaults() {
 }
 
 // longestToken is how long a token that agents accept may live.
-func (c *Config) longestToken() time.Duration { return max(c.AccessLifetime, c.SessionIdle) }
+func (c *Config) longestToken() time.Duration {
+	life := max(c.AccessLifetime, c.SessionIdle)
+	if c.Sliding {
+		life = max(life, c.SlidingLifetime)
+	}
+	return life
+}
 
 func (c *Config) check() error {
 	switch {
@@ -316,6 +340,8 @@ func (c *Config) check() error {
 		return errors.New(`"issuer.url" is empty: it is the "iss" of every token`)
 	case c.AccessLifetime < time.Second || c.RefreshLifetime < c.AccessLifetime:
 		return fmt.Errorf(`"issuer.access_lifetime" (%s) must be at least 1s and no longer than "issuer.refresh_lifetime" (%s)`, c.AccessLifetime, c.RefreshLifetime)
+	case c.SlidingLifetime < time.Second || c.SlidingRefreshLifetime < c.SlidingLifetime:
+		return fmt.Errorf(`"issuer.sliding_lifetime" (%s) must be at least 1s and no longer than "issuer.sliding_refresh_lifetime" (%s)`, c.SlidingLifetime, c.SlidingRefreshLifetime)
 	case c.SessionIdle < time.Second:
 		return fmt.Errorf(`"issuer.session_idle" (%s) must be at least 1s`, c.SessionIdle)
 	case c.RefreshGrace < 0, c.SessionLifetime < 0, c.PublishAhead < 0, c.RotateEvery < 0, c.Leeway < 0, c.RotateWait < 0, c.RecheckEvery < 0, c.MaxSessions < 0, c.MaxCredentials < 0, c.LoginLimit < 0, c.RefreshLimit < 0, c.SourceMultiple < 0:

@@ -60,7 +60,7 @@ type grant struct {
 	ClientID string
 	Scope    string  // RFC 6749 §3.3; what the user has no more is not granted later either
 	Client   *caller // ClientID's, where it is registered; nil: none that bounds the tokens
-	Kind     string  // of the session: kindRefresh or kindBrowser
+	Kind     string  // of the session: kindRefresh, kindBrowser or kindSliding
 }
 
 // limitedName keeps names that no user can have from filling memory: they share one limit. Upper and lower case share one too,
@@ -162,6 +162,9 @@ func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64, g gran
 	}
 	s.Mark = passwordMark(s.ID, user.Marker)
 	s.first(rr.signing.ID(), now, i.lifetimes(g.Client))
+	if _, err := i.custom.of(user); err != nil {
+		return nil, err
+	}
 	signing := i.sign(key, rr, s, user, ask{client: g.Client})
 	if i.cfg.MaxSessions > 0 {
 		n, err := i.countLive(ctx, user.ID)
@@ -186,6 +189,7 @@ func (i *Issuer) begin(ctx context.Context, user *userRecord, seq uint64, g gran
 		return nil, err
 	}
 	i.event(ctx, "session began", "kind", s.Kind, "sub", s.Subject, "sid", s.ID, "jti", s.AccessID, "client_id", s.ClientID, "session_seq", s.Seq, "kid", key.ID())
+	i.noteLogin(ctx, user)
 	return tokens, nil
 }
 
@@ -212,14 +216,17 @@ func (i *Issuer) sign(key *keyring.Key, rr *refreshRing, s *session, user *userR
 func (i *Issuer) tokens(key *keyring.Key, rr *refreshRing, s *session, user *userRecord, a ask) (*Tokens, error) {
 	granted := *s
 	granted.Scope = a.narrowed(narrow(s.Scope, user.Scope))
-	if s.Kind == kindBrowser {
+	refresh := ""
+	var err error
+	switch s.Kind {
+	case kindBrowser:
 		return i.browserTokens(key, &granted, user)
+	case kindRefresh:
+		if refresh, err = i.refreshToken(rr, s); err != nil {
+			return nil, err
+		}
 	}
-	refresh, err := i.refreshToken(rr, s)
-	if err != nil {
-		return nil, err
-	}
-	access, err := i.accessToken(key, &granted, user.Roles)
+	access, err := i.accessToken(key, &granted, user)
 	if err != nil {
 		return nil, err
 	}

@@ -102,6 +102,12 @@ func (i *Issuer) exchange(ctx context.Context, p *presented) (*Tokens, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := i.custom.of(user); err != nil {
+		return nil, err // before the token is used up
+	}
+	if i.cfg.over(s, i.now()) {
+		return nil, keyring.Deny(keyring.Expired, p.KeyID, errors.New("the session has lived as long as it may"))
+	}
 	if slices.Contains(p.tried, s.AccessID) {
 		return i.tokens(key, p.rr, s, user, p.ask)
 	}

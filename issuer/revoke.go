@@ -216,7 +216,7 @@ func (i *Issuer) EndOthers(ctx context.Context, sub, keep string) (int, error) {
 func (i *Issuer) cutoff(ctx context.Context, r *bus.Revocation) (bus.Position, error) {
 	now := i.now()
 	r.Time = now.Unix()
-	r.ExpiresAt = now.Add(i.cfg.RefreshLifetime+i.cfg.longestToken()+retiredSlack).Unix() + i.tail()
+	r.ExpiresAt = now.Add(i.cfg.longestUnused()+i.cfg.longestToken()+retiredSlack).Unix() + i.tail()
 	r.ExpiresAt = max(r.ExpiresAt, i.longest().Unix()) // foreign tokens may live longer than ours
 	pos, err := i.append(ctx, r)
 	if err != nil {

@@ -45,7 +45,7 @@ type session struct {
 	// ForeignExp is the exp of the foreign token that the session was made from: until then the record is the claim on it.
 	ForeignExp int64 `json:"foreign_exp,omitempty"`
 
-	Kind string `json:"kind,omitempty"` // kindBrowser; "": a family of refresh tokens
+	Kind string `json:"kind,omitempty"` // kindBrowser or kindSliding; "": a family of refresh tokens
 	CSRF string `json:"csrf,omitempty"` // of a browser: the token that its unsafe requests carry; the same as long as the session
 
 	RotatedAt int64  `json:"rotated_at"` // milliseconds since 1970: when the generation before was first used
@@ -101,13 +101,17 @@ func (s *session) judge(gen uint64, now time.Time, grace time.Duration) use {
 func (s *session) rotate(kid string, now time.Time, cfg *Config) {
 	s.Gen++
 	s.KeyID, s.RefreshID, s.RotatedAt = kid, newID(), now.UnixMilli()
-	s.Issued, s.Expires = now.Unix(), now.Add(cfg.RefreshLifetime).Unix()
+	s.Issued, s.Expires = now.Unix(), cfg.within(s, now.Add(cfg.RefreshLifetime))
 	s.renew(now, cfg)
 }
 
 // renew fixes a new access token beside the same refresh token.
 func (s *session) renew(now time.Time, cfg *Config) {
-	s.AccessID, s.AccessIssued, s.AccessExpires = newID(), now.Unix(), now.Add(cfg.AccessLifetime).Unix()
+	end := cfg.within(s, now.Add(cfg.AccessLifetime))
+	if s.Kind == kindSliding {
+		end = min(cfg.within(s, now.Add(cfg.SlidingLifetime)), s.Expires) // a token past its session would be a hole
+	}
+	s.AccessID, s.AccessIssued, s.AccessExpires = newID(), now.Unix(), end
 	s.AccessLast = max(s.AccessLast, s.AccessExpires)
 }
 

@@ -25,12 +25,17 @@ const (
 
 // routeSimpleJWT adds the four endpoints, with and without the trailing slash.
 func (i *Issuer) routeSimpleJWT(mux *http.ServeMux) {
-	for path, e := range map[string]endpoint{
+	endpoints := map[string]endpoint{
 		"/api/token":           {[]string{"username", "password"}, i.simpleObtain},
 		"/api/token/refresh":   {[]string{"refresh"}, i.simpleRefresh},
 		"/api/token/verify":    {[]string{"token"}, i.simpleVerify},
 		"/api/token/blacklist": {[]string{"refresh"}, i.simpleBlacklist},
-	} {
+	}
+	if i.cfg.Sliding {
+		endpoints["/api/token/sliding"] = endpoint{[]string{"username", "password"}, i.simpleSliding}
+		endpoints["/api/token/sliding/refresh"] = endpoint{[]string{"token"}, i.simpleSlidingRefresh}
+	}
+	for path, e := range endpoints {
 		handler := i.simple(e)
 		if own := i.cookieEndpoints()[path]; own != nil {
 			handler = own
@@ -109,6 +114,27 @@ func (i *Issuer) simpleRefresh(r *http.Request, in map[string]string) (any, erro
 	}{t.Access, t.Refresh}, nil
 }
 
+// slid is the answer of the sliding endpoints.
+type slid struct {
+	Token string `json:"token"`
+}
+
+func (i *Issuer) simpleSliding(r *http.Request, in map[string]string) (any, error) {
+	t, err := i.LoginSliding(r.Context(), Credentials{Username: in["username"], Password: in["password"], Address: clientAddress(r)})
+	if err != nil {
+		return nil, err
+	}
+	return slid{t.Access}, nil
+}
+
+func (i *Issuer) simpleSlidingRefresh(r *http.Request, in map[string]string) (any, error) {
+	t, err := i.RefreshSliding(r.Context(), in["token"])
+	if err != nil {
+		return nil, err
+	}
+	return slid{t.Access}, nil
+}
+
 func (i *Issuer) simpleVerify(r *http.Request, in map[string]string) (any, error) {
 	err := i.Check(r.Context(), in["token"])
 	if keyring.ReasonOf(err) == keyring.Revoked {
@@ -136,6 +162,9 @@ func (i *Issuer) failSimple(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, ErrNoAccount):
 		w.Header().Set("WWW-Authenticate", wwwBearer)
 		writeJSON(w, http.StatusUnauthorized, detail{"No active account found for the given token."})
+	case errors.Is(err, ErrClaims): // the operator's to mend, not the client's to repeat
+		i.log.Error("could not make a user's tokens", "route", r.Pattern, "error", err)
+		writeJSON(w, http.StatusInternalServerError, detail{"No token can be made for this user; the issuer's log says why."})
 	case errors.Is(err, errBlacklisted):
 		writeJSON(w, http.StatusBadRequest, map[string][]string{nonFieldErrors: {errBlacklisted.Error()}})
 	case errors.Is(err, ErrTooManySessions):

@@ -66,25 +66,42 @@ func (i *Issuer) activeKey(ring *keyring.Ring) (*keyring.KeyRecord, bool) {
 }
 
 // accessToken signs the session's newest access token, whose jti and times the record has fixed.
-func (i *Issuer) accessToken(key *keyring.Key, s *session, roles []string) (string, error) {
-	return key.Sign(keyring.AccessToken, i.accessClaims(s, roles))
+func (i *Issuer) accessToken(key *keyring.Key, s *session, user *userRecord) (string, error) {
+	c, err := i.accessClaims(s, user)
+	if err != nil {
+		return "", err
+	}
+	return key.Sign(keyring.AccessToken, c)
 }
 
 // sessionToken signs a browser's newest session token. It says what an access token says, with another
 // type, so that who reads typ or token_type takes neither for the other.
-func (i *Issuer) sessionToken(key *keyring.Key, s *session, roles []string) (string, error) {
-	c := i.accessClaims(s, roles)
+func (i *Issuer) sessionToken(key *keyring.Key, s *session, user *userRecord) (string, error) {
+	c, err := i.accessClaims(s, user)
+	if err != nil {
+		return "", err
+	}
 	c.TokenType, c.CSRF = "session", csrfHash(s.CSRF)
 	return key.Sign(keyring.SessionToken, c)
 }
 
 // accessClaims are what agents read of a session.
-func (i *Issuer) accessClaims(s *session, roles []string) keyring.Claims {
+func (i *Issuer) accessClaims(s *session, user *userRecord) (keyring.Claims, error) {
+	extra, err := i.custom.of(user)
+	if err != nil {
+		return keyring.Claims{}, err
+	}
 	c := i.claims(s)
 	c.Audience = []string{i.cfg.Audience}
-	c.ID, c.TokenType, c.Roles = s.AccessID, "access", roles
+	c.ID, c.TokenType, c.Roles, c.Extra = s.AccessID, "access", user.Roles, extra
+	if s.Kind == kindSliding {
+		if c.Extra == nil {
+			c.Extra = make(map[string]any, 1)
+		}
+		c.TokenType, c.Extra["refresh_exp"] = "sliding", keyring.NumericDate(s.Expires)
+	}
 	c.IssuedAt, c.NotBefore, c.ExpiresAt = keyring.NumericDate(s.AccessIssued), keyring.NumericDate(s.AccessIssued), keyring.NumericDate(s.AccessExpires)
-	return c
+	return c, nil
 }
 
 // refreshToken signs the session's current refresh token. For one record it is the same, byte for

@@ -27,8 +27,9 @@ type User struct {
 	Email           string          `json:"email,omitempty"`
 	Attributes      json.RawMessage `json:"attributes,omitempty"` // a JSON object, the operator's own
 	Disabled        bool            `json:"disabled"`
-	Created         int64           `json:"created"`          // NumericDate
-	PasswordChanged int64           `json:"password_changed"` // NumericDate
+	Created         int64           `json:"created"`              // NumericDate
+	PasswordChanged int64           `json:"password_changed"`     // NumericDate
+	LastLogin       int64           `json:"last_login,omitempty"` // NumericDate, to the hour; 0: not known, see Config.UpdateLastLogin
 }
 
 // userRecord is a user as the bucket "users" holds it, under bus.Name(username):
@@ -84,6 +85,9 @@ func (i *Issuer) AddUser(ctx context.Context, n NewUser) (*User, error) {
 		rec.ID = newUUID()
 	}
 	if err := rec.check(); err != nil {
+		return nil, err
+	}
+	if err := i.checkClaims(&rec); err != nil {
 		return nil, err
 	}
 	var err error
@@ -221,6 +225,11 @@ func (i *Issuer) changeUser(ctx context.Context, username string, ch UserChange)
 		ch.apply(rec, phc, i.now().Unix())
 		if err := rec.check(); err != nil {
 			return nil, cut, err
+		}
+		if ch.Attributes != nil || ch.Email != nil || ch.Roles != nil || ch.Scope != nil { // else nothing may keep a user from being disabled
+			if err := i.checkClaims(rec); err != nil {
+				return nil, cut, err
+			}
 		}
 		if cuts {
 			if cut, err = i.cutoff(ctx, ch.cutoff(rec)); err != nil {

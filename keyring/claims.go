@@ -83,6 +83,16 @@ var claimNames = []string{
 	"token_type", "user_id", "roles", "gen", "csrf", "client_seq", "subject_client_id",
 }
 
+// moreTaken are claims that mean something to others who read our tokens, or are written by name in places.
+var moreTaken = []string{"refresh_exp", "act", "may_act", "cnf", "azp", "active", "nonce"}
+
+// TakenClaim reports whether a claim of that name, whatever its case, has a meaning of its own, so that no custom claim may be
+// named so.
+func TakenClaim(name string) bool {
+	same := func(known string) bool { return strings.EqualFold(known, name) }
+	return slices.ContainsFunc(claimNames, same) || slices.ContainsFunc(moreTaken, same)
+}
+
 // MarshalJSON writes the claims for signing.
 func (c Claims) MarshalJSON() ([]byte, error) {
 	w := objectWriter{}

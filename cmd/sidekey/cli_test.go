@@ -61,7 +61,7 @@ func TestCommandsCallTheAPI(t *testing.T) {
 		{"users add bob --password @pw", "", `{}`,
 			`POST /admin/v1/users T {"email":"","password":"from-file","roles":[],"scope":"","username":"bob"}`, "added user bob\n"},
 		{"users list", "", `{"users":[{"username":"bob","id":"u1","scope":"read","roles":["a","b"],"disabled":true}]}`,
-			`GET /admin/v1/users T`, "USER  ID  SCOPE  ROLES  EMAIL  STATE\nbob   u1  read   a,b    -      disabled\n"},
+			`GET /admin/v1/users T`, "USER  ID  SCOPE  ROLES  EMAIL  STATE     LAST LOGIN\nbob   u1  read   a,b    -      disabled  -\n"},
 		{"users passwd b/b --password x", "", ``, `PATCH /admin/v1/users/b%2Fb T {"password":"x"}`, "changed the password of b/b\n"},
 		{"users disable bob", "", `{}`, `PATCH /admin/v1/users/bob T {"disabled":true}`, "disabled user bob\n"},
 		{"users enable bob", "", `{}`, `PATCH /admin/v1/users/bob T {"disabled":false}`, "enabled user bob\n"},

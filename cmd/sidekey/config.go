@@ -52,6 +52,11 @@ type IssuerConfig struct {
 	SessionLifetime time.Duration `toml:"session_lifetime" help:"how long a session lives, however often it is renewed (0: no end)"`
 	CookieRefresh   bool          `toml:"cookie_refresh" help:"keep Simple JWT's refresh token in a cookie, never in a body"`
 	MaxSessions     int           `toml:"max_sessions" help:"open sessions of one user"`
+	Sliding         bool          `toml:"sliding" help:"serve Simple JWT's sliding tokens, /api/token/sliding/ and /api/token/sliding/refresh/"`
+	SlidingLifetime time.Duration `toml:"sliding_lifetime" help:"how long a sliding token lives"`
+	SlidingRefresh  time.Duration `toml:"sliding_refresh_lifetime" help:"how long a sliding token can be exchanged for a later one"`
+	UpdateLastLogin bool          `toml:"update_last_login" help:"users' records say when they last logged in, to the hour"`
+	Claims          claimsTable   `toml:"claims" help:"custom claims of access tokens, by name; in the file only"`
 	AllowPassword   bool          `toml:"allow_password_grant" help:"POST /oauth2/token takes grant_type=password"`
 	MaxCredentials  int           `toml:"max_credentials" help:"usable API keys and opaque tokens of one user"`
 	AuditFile       string        `toml:"audit_file" help:"file that gets every event of the audit too, one JSON object a line"`
@@ -93,6 +98,9 @@ type UsersWebhookConfig struct {
 	Timeout     time.Duration `toml:"timeout" help:"of one question"`
 	MaxRequests int           `toml:"max_requests" help:"questions at once"`
 }
+
+// claimsTable is [issuer.claims]: templates by the claim's name.
+type claimsTable map[string]string
 
 // KeysConfig is the [keys] table: the ring of signing keys.
 type KeysConfig struct {
@@ -167,6 +175,8 @@ func defaultConfig() Config {
 			RefreshGrace:    30 * time.Second,
 			SessionIdle:     30 * time.Minute,
 			MaxSessions:     1000,
+			SlidingLifetime: 5 * time.Minute,
+			SlidingRefresh:  24 * time.Hour,
 			MaxCredentials:  1000,
 			AuditMaxAge:     90 * 24 * time.Hour,
 			AuditMaxMiB:     1024,

@@ -152,6 +152,16 @@ func (c *Config) validateLifetimes() error {
 	if is.AuditFile != "" && !filepath.IsAbs(is.AuditFile) {
 		return c.fault("issuer.audit_file", "want an absolute path, got %q", is.AuditFile)
 	}
+	if is.SlidingLifetime < time.Second || is.SlidingLifetime > maxLifetime {
+		return c.fault("issuer.sliding_lifetime", "want a duration of 1s to %s, got %s", maxLifetime, is.SlidingLifetime)
+	}
+	if is.SlidingRefresh < is.SlidingLifetime || is.SlidingRefresh > maxLifetime {
+		return c.fault("issuer.sliding_refresh_lifetime", "want a duration of issuer.sliding_lifetime (%s) to %s, got %s",
+			is.SlidingLifetime, maxLifetime, is.SlidingRefresh)
+	}
+	if err := issuer.CheckClaims(is.Claims, is.UserIDClaim); err != nil {
+		return c.fault("issuer.claims", "%v", err)
+	}
 	if is.MaxSessions < 1 {
 		return c.fault("issuer.max_sessions", "want at least 1, got %d", is.MaxSessions)
 	}

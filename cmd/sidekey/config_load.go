@@ -212,6 +212,8 @@ func (f field) kind() string {
 		return "true or false"
 	case []string:
 		return "list"
+	case claimsTable:
+		return "table"
 	default:
 		return "text"
 	}
@@ -235,6 +237,8 @@ func (f field) setText(text string) error {
 		*p = text == "true"
 	case *time.Duration:
 		return setDuration(p, text)
+	case *claimsTable:
+		return errors.New("a table stands in the file only")
 	case *[]string:
 		*p = nil
 		for part := range strings.SplitSeq(text, ",") {
@@ -272,6 +276,8 @@ func (f field) setTOML(value any) error {
 			return setDuration(p, s)
 		}
 		return fmt.Errorf("want a duration in quotes such as \"30s\", got %s", tomlKind(value))
+	case *claimsTable:
+		return setClaims(p, value)
 	case *[]string:
 		return setList(p, value)
 	case *map[string]string:
@@ -288,6 +294,25 @@ func setDuration(p *time.Duration, text string) error {
 		return fmt.Errorf("want a duration such as \"30s\", \"15m\" or \"168h\", got %q", text)
 	}
 	*p = d
+	return nil
+}
+
+func setClaims(p *claimsTable, value any) error {
+	table, ok := value.(map[string]any)
+	if !ok {
+		return fmt.Errorf("want a table of claims, got %s", tomlKind(value))
+	}
+	*p = nil
+	for name, item := range table {
+		text, ok := item.(string)
+		if !ok {
+			return fmt.Errorf("want text in quotes for claim %q, got %s", name, tomlKind(item))
+		}
+		if *p == nil {
+			*p = claimsTable{}
+		}
+		(*p)[name] = text
+	}
 	return nil
 }
 

@@ -32,6 +32,9 @@ func (k *keyFlag) Type() string { return k.field.kind() }
 func (a *app) addKeyFlags(flags *pflag.FlagSet, names ...string) {
 	scratch := defaultConfig()
 	for _, f := range configFields(&scratch) {
+		if f.kind() == "table" {
+			continue
+		}
 		table, _, _ := strings.Cut(f.key, ".")
 		for _, name := range names {
 			if (name == f.key || name == table) && !f.isMap() {

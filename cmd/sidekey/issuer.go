@@ -294,8 +294,9 @@ func (p *issuerProcess) issuerConfig() issuer.Config {
 		Name: p.cfg.Agent.Name, Version: version(),
 		AccessLifetime: c.AccessLifetime, RefreshLifetime: c.RefreshLifetime, RefreshGrace: c.RefreshGrace, MaxSessions: c.MaxSessions, MaxCredentials: c.MaxCredentials, RecheckEvery: c.UsersRecheck,
 		SessionIdle: c.SessionIdle, SessionLifetime: c.SessionLifetime, CookieRefresh: c.CookieRefresh,
-		AllowPasswordGrant: c.AllowPassword,
-		Alg:                keyring.Alg(k.Alg), Bits: k.Bits, RotateEvery: k.RotateEvery, PublishAhead: k.PublishAhead,
+		AllowPasswordGrant: c.AllowPassword, UpdateLastLogin: c.UpdateLastLogin, Claims: c.Claims,
+		Sliding: c.Sliding, SlidingLifetime: c.SlidingLifetime, SlidingRefreshLifetime: c.SlidingRefresh,
+		Alg: keyring.Alg(k.Alg), Bits: k.Bits, RotateEvery: k.RotateEvery, PublishAhead: k.PublishAhead,
 		Leeway: p.cfg.Agent.Leeway, LoginLimit: c.LoginPerMinute, RefreshLimit: c.RefreshPerMinute, SourceMultiple: c.SourceMultiple,
 		TrustedProxies: proxies, OnNewNetwork: issuer.Anomaly(c.OnNewNetwork), OnNewAgent: issuer.Anomaly(c.OnNewUserAgent), OpsApart: c.OpsListen != c.Listen,
 	}

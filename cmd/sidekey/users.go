@@ -70,16 +70,18 @@ func (a *app) usersListCommand() *cobra.Command {
 					Roles    []string `json:"roles"`
 					Email    string   `json:"email"`
 					Disabled bool     `json:"disabled"`
+
+					LastLogin float64 `json:"last_login"`
 				} `json:"users"`
 			}
 			return a.list(cmd, "/admin/v1/users", &answer, func(w *tabwriter.Writer) {
-				row(w, "USER", "ID", "SCOPE", "ROLES", "EMAIL", "STATE")
+				row(w, "USER", "ID", "SCOPE", "ROLES", "EMAIL", "STATE", "LAST LOGIN")
 				for _, u := range answer.Users {
 					state := "enabled"
 					if u.Disabled {
 						state = "disabled"
 					}
-					row(w, u.Username, u.ID, u.Scope, strings.Join(u.Roles, ","), u.Email, state)
+					row(w, u.Username, u.ID, u.Scope, strings.Join(u.Roles, ","), u.Email, state, when(u.LastLogin))
 				}
 			})
 		},

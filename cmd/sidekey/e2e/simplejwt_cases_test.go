@@ -22,12 +22,12 @@ func simpleCases() []simpleCase {
 		{"refresh", "/api/token/refresh/", "refresh", ""},
 		{"verify", "/api/token/verify/", "token", ""},
 		{"blacklist", "/api/token/blacklist/", "refresh", ""},
-		//{"sliding", "/api/token/sliding/", "username", `"password":"x"`},
-		//{"sliding refresh", "/api/token/sliding/refresh/", "token", ""},
+		{"sliding", "/api/token/sliding/", "username", `"password":"x"`},
+		{"sliding refresh", "/api/token/sliding/refresh/", "token", ""},
 	} {
 		all = append(all, shapes(e.name, e.path, e.field, e.other)...)
 	}
-	return append(append(all, logins()...), refreshes()...)
+	return append(append(append(all, logins()...), refreshes()...), slidings()...)
 }
 
 // shapes are the ways in which a request to an endpoint can be malformed, or nearly.
@@ -80,7 +80,7 @@ func post(name, path, body string) simpleCase {
 
 func logins() []simpleCase {
 	var all []simpleCase
-	for _, e := range [][2]string{{"obtain", "/api/token/"} /*, {"sliding", "/api/token/sliding/"}*/} {
+	for _, e := range [][2]string{{"obtain", "/api/token/"}, {"sliding", "/api/token/sliding/"}} {
 		login := func(what, name, password string) {
 			all = append(all, post(e[0]+": "+what, e[1], fmt.Sprintf(`{"username":%q,"password":%q}`, name, password)))
 		}
@@ -120,7 +120,7 @@ func refreshes() []simpleCase {
 			}
 		}
 		give("an access token", "{access}")
-		//give("a sliding token", "{sliding}")
+		give("a sliding token", "{sliding}")
 		give("two dots", "..")
 		give("blacklisted", "{blacklisted_refresh}")
 		give("unknown user", "{unknown_user_"+e[0]+"}")

@@ -17,14 +17,14 @@ const (
 
 // meant are the differences that are so on purpose. The first that fits is taken.
 var meant = []difference{
-	{"*: expired *", "body", "Token is invalid or expired", "Token is expired", words55},
+	{"*: expired *|sliding refresh: expired", "body", "Token is invalid or expired", "Token is expired", words55},
 	{"*", "body", "Token is invalid or expired", "Token is invalid", words55},
-	{"*: tampered access|*: bad_signature access|*: expired access|*: expired sliding", "body", "Token is invalid or expired", "Token has wrong type", typFirst},
-	{"*: no_type *", "body", "Token has no type", "Token has wrong type", typeless},
+	{"*: tampered access|*: bad_signature access|*: tampered sliding|*: bad_signature sliding|*: expired access|*: expired sliding", "body", "Token is invalid or expired", "Token has wrong type", typFirst},
+	{"*: no_type *|*: no_type", "body", "Token has no type", "Token has wrong type", typeless},
 	{"verify: no_type *", "status", "200", "401", typeless},
 	{"verify: no_type *", "body", "{}", `{"detail":"Token has wrong type","code":"token_not_valid"}`, typeless},
 	{"verify: no_type *", "www", "", "", typeless},
-	{"*: no_exp *", "body", "Token has no 'exp' claim", "Token is invalid", "a token without exp is malformed, as one without any other claim that it needs"},
+	{"*: no_exp *|*: no_exp", "body", "Token has no 'exp' claim", "Token is invalid", "a token without exp is malformed, as one without any other claim that it needs"},
 
 	{"*: a word for JSON|*: a comma too many", "body", "Expecting property name enclosed in double quotes", "Expecting value", words},
 	{"*: JSON and more", "body", "Extra data", "Expecting value", words},
@@ -38,13 +38,23 @@ var meant = []difference{
 	{"*: no slash", "allow", "", "", slash},
 	{"*: no slash", "type", "text/html", "application/json", slash},
 
-	{"obtain: *", "claims", "user_id=1", `user_id="1"`, userText},
+	{"obtain: *|sliding: *", "claims", "user_id=1", `user_id="1"`, userText},
 	{"refresh: right*|refresh: blanks around|refresh: foreign", "claims", "", "", userTexts},
 	{"refresh: unknown user|refresh: disabled user|refresh: user disabled since|refresh: deleted user", "status", "200", "401", account55},
 	{"refresh: unknown user|refresh: disabled user|refresh: user disabled since|refresh: deleted user", "body",
 		`{"access":"a token","refresh":"a token"}`, `{"detail":"No active account found for the given token."}`, account55},
 	{"refresh: unknown user|refresh: disabled user|refresh: user disabled since|refresh: deleted user", "www", "", "", account55},
 	{"refresh: unknown user|refresh: disabled user|refresh: user disabled since|refresh: deleted user", "claims", "", "", account55},
+
+	{"sliding refresh: unknown user|sliding refresh: disabled user|sliding refresh: user disabled since", "status", "200", "401", account55},
+	{"sliding refresh: unknown user|sliding refresh: disabled user|sliding refresh: user disabled since", "body",
+		`{"token":"a token"}`, `{"detail":"No active account found for the given token."}`, account55},
+	{"sliding refresh: unknown user|sliding refresh: disabled user|sliding refresh: user disabled since", "www", "", `Bearer realm="api"`, account55},
+	{"sliding refresh: unknown user|sliding refresh: disabled user|sliding refresh: user disabled since", "claims", "", "", account55},
+	{"sliding refresh: *", "claims", "", "", userText + ". And refresh_exp is counted from iat, which differs by a second or two"},
+	{"sliding refresh: past its end", "body", "Token 'refresh_exp' claim has expired", "Token is expired", "one sentence for whatever has expired"},
+	{"sliding refresh: without an end", "body", "Token has no 'refresh_exp' claim", "Token is invalid", "one sentence for whatever lacks a claim"},
+	{"sliding refresh: a refresh token", "body", "Token is blacklisted", "Token has wrong type", typFirst},
 
 	{"verify: disabled user|verify: user disabled since|verify: deleted user", "status", "200", "400", ended},
 	{"verify: disabled user|verify: user disabled since|verify: deleted user", "body", "{}", `{"non_field_errors":["Token is blacklisted"]}`, ended},

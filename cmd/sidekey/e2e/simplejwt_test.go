@@ -28,7 +28,7 @@ const (
 func TestSimpleJWT(t *testing.T) {
 	needPython(t, "django", "rest_framework_simplejwt", "gunicorn")
 	d := simpleDjango(t)
-	c := dev(t, "", "")
+	c := dev(t, "", "[issuer]\nsliding = true")
 	keyFile := filepath.Join(t.TempDir(), "signing.key")
 	if err := os.WriteFile(keyFile, []byte(signingKey+"\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -155,10 +155,12 @@ func (s *side) prepare(made []string) {
 		_, s.vars["carl_"+endpoint] = s.login(carl)
 		_, s.vars["dora_"+endpoint] = s.login(dora)
 	}
+	s.vars["sliding"] = s.obtain("/api/token/sliding/", fmt.Sprintf(`{"username":%q,"password":%q}`, ina, pass))["token"]
+	s.vars["carl_sliding"] = s.obtain("/api/token/sliding/", fmt.Sprintf(`{"username":%q,"password":%q}`, carl, pass))["token"]
 	once := s.obtain("/api/token/refresh/", fmt.Sprintf(`{"refresh":%q}`, s.vars["reused_refresh"]))
 	s.obtain("/api/token/refresh/", fmt.Sprintf(`{"refresh":%q}`, once["refresh"])) // so that a retry is forgiven no more
 	s.obtain("/api/token/blacklist/", fmt.Sprintf(`{"refresh":%q}`, s.vars["blacklisted_refresh"]))
-	for _, kind := range []string{"access", "refresh"} {
+	for _, kind := range []string{"access", "refresh", "sliding"} {
 		token := s.vars[kind]
 		dot := strings.LastIndexByte(token, '.')
 		s.vars["tampered_"+kind] = token[:dot-1] + string(token[dot-1]^1) + token[dot:]
