@@ -17,7 +17,7 @@ type Link struct {
 	// Used gives when credentials (by Credential.ID) were last used, as NumericDates, of those used since it
 	// was last called, once a minute. nil: it is not told.
 	Used func() map[string]int64
-	Key  ed25519.PrivateKey // the agent's own; needed with Used
+	Key  ed25519.PrivateKey // the agent's own, needed with Used: unsigned, nothing is told
 
 	unsaid map[string]int64 // used, and confirmed by no issuer yet
 }

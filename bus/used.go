@@ -33,7 +33,7 @@ type usedMessage struct {
 
 // take takes what was used since the last call, the later time where both name one.
 func (l *Link) take() {
-	if l.Used == nil {
+	if l.Used == nil || l.Key == nil {
 		return
 	}
 	for id, at := range l.Used() {
