@@ -54,11 +54,11 @@ func (a *app) revokeCommand() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&token, "token", "", "a token: an access token's jti, a refresh token's session; - reads standard input, @FILE a file")
-	flags.StringVar(&jti, "jti", "", "the id of one token")
+	flags.StringVar(&token, "token", "", "a token: an access token's jti, a refresh token's session, the API key or opaque token that has this text; - reads standard input, @FILE a file")
+	flags.StringVar(&jti, "jti", "", "the id of one token, or of an API key")
 	flags.StringVar(&sid, "sid", "", "a session")
-	flags.StringVar(&sub, "sub", "", "a user's id: all sessions that have begun so far")
-	flags.StringVar(&client, "client", "", "a client's id: all sessions that have begun so far")
+	flags.StringVar(&sub, "sub", "", "a user's id: all sessions that have begun so far, and all API keys and tokens for good")
+	flags.StringVar(&client, "client", "", "a client's id: all sessions that have begun so far, and all API keys and tokens for good")
 	flags.StringVar(&reason, "reason", "", "why, for the record")
 	for _, name := range []string{"token", "jti", "sid", "sub", "client"} {
 		a.refuseEmpty(cmd, name)
