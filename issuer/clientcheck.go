@@ -115,7 +115,7 @@ func publicJWKS(keys []*keyring.Key) ([]byte, error) {
 // checkGrants: a public client proves nothing, so it gets nothing in its own name and nothing exchanged.
 func checkGrants(rec *clientRecord) error {
 	for at, g := range rec.Grants {
-		if !slices.Contains([]string{grantClient, grantRefresh, grantPassword, grantExchange}, g) || slices.Contains(rec.Grants[:at], g) {
+		if !slices.Contains(oauthGrants, g) || slices.Contains(rec.Grants[:at], g) {
 			return &InputError{"grant_types", fmt.Sprintf("must be of %s, %s, %s and %s, each once", grantClient, grantRefresh, grantPassword, grantExchange)}
 		}
 		if !rec.confidential() && (g == grantClient || g == grantExchange) {

@@ -28,6 +28,9 @@ const (
 	grantExchange = "urn:ietf:params:oauth:grant-type:token-exchange"
 )
 
+// oauthGrants are all that the token endpoint may have.
+var oauthGrants = []string{grantClient, grantRefresh, grantPassword, grantExchange}
+
 // Client is what may be known of an OAuth client; a secret is not in it.
 //
 //	{"client_id":"billing","client_name":"Billing","auth_methods":["client_secret_basic"],"grant_types":["client_credentials"],

@@ -16,6 +16,7 @@ type metrics struct {
 	logins, refreshes   *prometheus.CounterVec
 	basic               *prometheus.CounterVec
 	reuses, revocations prometheus.Counter
+	oauthTokens         *prometheus.CounterVec
 	hashing             prometheus.Histogram
 	requests, renewals  *prometheus.CounterVec
 	auditLost           *prometheus.CounterVec
@@ -28,6 +29,7 @@ func newMetrics(reg *prometheus.Registry, replica Replica, clockOff func() time.
 		refreshes:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_refreshes_total", Help: "Refreshes, by outcome."}, []string{"outcome"}),
 		basic:       prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_basic_checks_total", Help: "Passwords that agents asked about, by outcome."}, []string{"outcome"}),
 		renewals:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_session_renewals_total", Help: "Renewals of browser sessions, by outcome."}, []string{"outcome"}),
+		oauthTokens: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_oauth_tokens_total", Help: "Answers of POST /oauth2/token, by grant and outcome."}, []string{"grant", "outcome"}),
 		reuses:      prometheus.NewCounter(prometheus.CounterOpts{Name: "sidekey_refresh_reuses_total", Help: "Sessions ended because a refresh token was used twice."}),
 		revocations: prometheus.NewCounter(prometheus.CounterOpts{Name: "sidekey_revocations_total", Help: "Revocations that this issuer appended to the log."}),
 		hashing: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "sidekey_password_hash_seconds", Help: "Time of one password hash.",
@@ -45,7 +47,10 @@ func newMetrics(reg *prometheus.Registry, replica Replica, clockOff func() time.
 		m.basic.WithLabelValues(o)
 		m.renewals.WithLabelValues(o)
 	}
-	reg.MustRegister(m.logins, m.refreshes, m.renewals, m.basic, m.reuses, m.revocations, m.hashing, m.requests, m.auditLost, m.auditBroken,
+	for _, g := range oauthGrants {
+		m.oauthTokens.WithLabelValues(g, "ok")
+	}
+	reg.MustRegister(m.logins, m.refreshes, m.oauthTokens, m.renewals, m.basic, m.reuses, m.revocations, m.hashing, m.requests, m.auditLost, m.auditBroken,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_applied_seq", Help: "The log sequence that this issuer has applied."},
 			func() float64 { return float64(replica.Snapshot().Position.Seq) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_clock_off_seconds", Help: "How far this machine's clock is ahead of the other issuers' ticks; negative: behind."},
@@ -59,9 +64,12 @@ func newMetrics(reg *prometheus.Registry, replica Replica, clockOff func() time.
 func outcome(err error) string {
 	var busy *BusyError
 	var denied *keyring.Denial
+	var oauth *oauthError
 	switch {
 	case err == nil:
 		return "ok"
+	case errors.As(err, &oauth):
+		return "denied"
 	case errors.As(err, &busy) && busy.Limited, errors.Is(err, ErrTooManySessions):
 		return "limited"
 	case errors.As(err, &busy):

@@ -87,6 +87,9 @@ func checkExchange(f form) error {
 // exchanged gives the claims of the token that c gets for another, but for its id and its times.
 func (i *Issuer) exchanged(t *keyring.Token, f form, c *caller) (*keyring.Claims, error) {
 	from := &t.Claims
+	if t.Accept != "" {
+		return nil, oauthFault(invalidRequest, "the subject_token was made elsewhere: refresh it first")
+	}
 	audiences, err := asked(f)
 	if err != nil {
 		return nil, err
@@ -164,7 +167,11 @@ func (i *Issuer) proveAny(token string) (*keyring.Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = snap.Ring.Check(t, keyring.Expect{Type: keyring.AccessToken, Audiences: t.Claims.Audience, Leeway: i.cfg.Leeway, Now: i.now()})
+	audiences := t.Claims.Audience
+	if t.Accept != "" { // made elsewhere: its key says for whom
+		audiences = []string{i.cfg.Audience}
+	}
+	err = snap.Ring.Check(t, keyring.Expect{Type: keyring.AccessToken, Audiences: audiences, Leeway: i.cfg.Leeway, Now: i.now()})
 	if err != nil {
 		return nil, err
 	}

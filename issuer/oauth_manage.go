@@ -25,8 +25,12 @@ func (i *Issuer) oauthRevoke(r *http.Request, f form, c *caller) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := i.mayRevoke(r.Context(), t, c); err != nil {
-		i.refusal(r.Context(), "revocation refused: the token is another client's", "client_id", c.ID, "owner", t.Claims.ClientID, "jti", t.Claims.ID)
+	owner := t.Claims.ClientID
+	if t.Accept != "" {
+		owner = i.cfg.DefaultClient
+	}
+	if err := i.mayRevoke(r.Context(), owner, c); err != nil {
+		i.refusal(r.Context(), "revocation refused: the token is another client's", "client_id", c.ID, "owner", owner, "jti", t.Claims.ID)
 		return nil, err
 	}
 	if _, err := i.Revoke(r.Context(), Target{Token: token, Reason: "revoked by its client"}); err != nil {
@@ -35,11 +39,15 @@ func (i *Issuer) oauthRevoke(r *http.Request, f form, c *caller) (any, error) {
 	return struct{}{}, nil
 }
 
-// signedHere gives an access or refresh token of ours, whatever has become of it.
+// signedHere gives an access or refresh token of ours, or one made elsewhere that is honoured, whatever has become of it.
 func (i *Issuer) signedHere(ctx context.Context, token string) (*keyring.Token, error) {
-	t, err := i.Replica.Snapshot().Ring.Prove(token, keyring.AccessToken)
+	ring := i.Replica.Snapshot().Ring
+	t, err := ring.Prove(token, keyring.AccessToken)
 	if keyring.ReasonOf(err) != keyring.WrongType {
 		return t, err
+	}
+	if keyring.Foreign(token) {
+		return ring.Prove(token, keyring.RefreshToken)
 	}
 	rr, err := i.refreshRing(ctx, i.now().Add(-refreshKeyAge))
 	if err != nil {
@@ -50,8 +58,7 @@ func (i *Issuer) signedHere(ctx context.Context, token string) (*keyring.Token, 
 
 // mayRevoke holds RFC 7009 §2.1: a client revokes its own tokens. What belongs to no confidential client may be revoked by
 // whoever holds it and names nobody else.
-func (i *Issuer) mayRevoke(ctx context.Context, t *keyring.Token, c *caller) error {
-	owner := t.Claims.ClientID
+func (i *Issuer) mayRevoke(ctx context.Context, owner string, c *caller) error {
 	if c.ID == owner {
 		return nil
 	}
@@ -88,7 +95,7 @@ func (i *Issuer) oauthIntrospect(r *http.Request, f form, c *caller) (any, error
 		t, err = i.introspected(r.Context(), token)
 		return err
 	})
-	if keyring.ReasonOf(err) != "" || err == nil && !concerns(t, c) {
+	if keyring.ReasonOf(err) != "" || err == nil && !i.concerns(t, c) {
 		return inactive, nil
 	}
 	if err != nil {
@@ -112,7 +119,10 @@ func (i *Issuer) introspected(ctx context.Context, token string) (*keyring.Token
 }
 
 // concerns tells whether a client has to do with a token.
-func concerns(t *keyring.Token, c *caller) bool {
+func (i *Issuer) concerns(t *keyring.Token, c *caller) bool {
+	if t.Accept != "" { // made elsewhere: as one for the issuer's audience
+		return slices.Contains(c.Audiences, i.cfg.Audience)
+	}
 	if t.Claims.ClientID == c.ID || t.Claims.SubjectClientID == c.ID {
 		return true
 	}

@@ -41,7 +41,9 @@ func (i *Issuer) oauthToken(r *http.Request, f form, c *caller) (any, error) {
 	case !slices.Contains(c.Grants, kind):
 		return nil, oauthFault(unauthorizedClient, "this client may not use this grant")
 	}
-	return serve(r, f, c)
+	answer, err := serve(r, f, c)
+	i.metrics.oauthTokens.WithLabelValues(kind, outcome(err)).Inc()
+	return answer, err
 }
 
 // grantClient gives a client a token of its own (RFC 6749 §4.4): no session, so no sid and no refresh token, but session_seq,
