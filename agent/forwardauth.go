@@ -76,13 +76,17 @@ func (a *Agent) forwardAuth(p *profile) fasthttp.RequestHandler {
 
 // writePrincipal says who a request is from. All of it has been held to be presentable.
 func (a *Agent) writePrincipal(h *fasthttp.ResponseHeader, p *Principal) {
-	roles := ""
-	if len(p.Roles) > 0 {
-		roles = joinList(p.Roles)
+	var space [256]byte
+	roles := space[:0]
+	for i, role := range p.Roles {
+		if i > 0 {
+			roles = append(roles, listSeparator...)
+		}
+		roles = append(roles, role...)
 	}
 	set(h, fieldSubject, p.Subject)
 	set(h, fieldScope, p.Scope)
-	set(h, fieldRoles, roles)
+	h.SetCanonical(fieldRoles, roles)
 	set(h, fieldClient, p.Client)
 	set(h, fieldSession, p.Session)
 	set(h, fieldMethod, p.Method)
