@@ -110,6 +110,9 @@ type Config struct {
 	OnNewNetwork   Anomaly        // a refresh from another /24 (IPv4) or /48 (IPv6) than the session's; "": log
 	OnNewAgent     Anomaly        // a refresh with another User-Agent than the session's; "": log
 
+	MinPassword  int  // characters of a password that is set; 0: one
+	RefuseCommon bool // passwords that everybody tries first, or that are the user name, are not taken
+
 	RefreshLimit   int  // presentations a minute of one session's refresh tokens, and SourceMultiple times that for one address
 	SourceMultiple int  // 0: 10
 	LoginLimit     int  // attempts a minute for one user name, and ten times that for one address

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -275,5 +276,99 @@ func TestSixtyFourRefreshes(t *testing.T) {
 	for successor := range successors {
 		_, err = one.Refresh(t.Context(), successor)
 		refused(t, "any token of the session", err, keyring.Revoked)
+	}
+}
+
+func TestCommonPasswords(t *testing.T) {
+	ti := start(t, newBus())
+	strict := newIssuer(t, ti.bus, func(c *issuer.Config, _ *issuer.Parts) { c.MinPassword, c.RefuseCommon = 8, true })
+	for _, c := range []struct{ password, want string }{
+		{"Tr0ub4d", `"password" must be 8 characters at least`},
+		{"äöüäöüä", `"password" must be 8 characters at least`}, // 14 bytes
+		{"password1", `"password" is one of those that everybody tries first; take another`},
+		{"PassWord1", `"password" is one of those that everybody tries first; take another`},
+		{"Bob-The-Builder", `"password" may not be the user name`},
+		{"correct-horse-battery", ""},
+	} {
+		_, err := strict.AddUser(t.Context(), issuer.NewUser{Username: "bob-the-builder", Password: c.password})
+		if got := errText(err); got != c.want {
+			t.Errorf("adding a user with %q: got %q, want %q", c.password, got, c.want)
+		}
+		_, err = strict.ChangeUser(t.Context(), "alice", issuer.UserChange{Password: &c.password})
+		if got := errText(err); got != c.want && !strings.Contains(c.want, "user name") {
+			t.Errorf("changing to %q: got %q, want %q", c.password, got, c.want)
+		}
+	}
+	if _, err := ti.AddUser(t.Context(), issuer.NewUser{Username: "dev", Password: "password"}); err != nil {
+		t.Errorf("where that is allowed: got %v", err)
+	}
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// TestRefusedLoginsAreAlike: who does not know the password is told the same, byte for byte, whether the name exists, is
+// disabled, or cannot exist.
+func TestRefusedLoginsAreAlike(t *testing.T) {
+	ti := start(t, newBus())
+	if _, err := ti.AddUser(t.Context(), issuer.NewUser{Username: "carol", Password: "looking-glass", Disabled: true}); err != nil {
+		t.Fatal(err)
+	}
+	answer := func(name, password string) string {
+		w := from(ti.PublicHandler(), "192.0.2.1", "POST", "/api/token/", `{"username":"`+name+`","password":"`+password+`"}`)
+		var all strings.Builder
+		if err := w.Result().Write(&all); err != nil {
+			t.Fatal(err)
+		}
+		return all.String()
+	}
+	want := answer("alice", "wrong")
+	if !strings.Contains(want, "401") {
+		t.Fatalf("a wrong password: got %s, want 401", want)
+	}
+	for _, c := range [][2]string{{"nobody", "wrong"}, {"carol", "looking-glass"}, {"carol", "wrong"}, {strings.Repeat("n", 300), "x"}, {"alice", strings.Repeat("p", 2000)}} {
+		if got := answer(c[0], c[1]); got != want {
+			t.Errorf("login of %.20q with %.20q: got %s, want %s", c[0], c[1], got, want)
+		}
+	}
+}
+
+// BenchmarkRefusedLogin interleaves refused logins of every kind, with the shipped cost of a password, and reports the median of each
+// kind and how often an unknown user was quicker than a wrong password: 0.5 says nothing (Mann-Whitney).
+func BenchmarkRefusedLogin(b *testing.B) {
+	ti := start(b, newBus(), func(c *issuer.Config, _ *issuer.Parts) { c.Hash = issuer.DefaultHash })
+	if _, err := ti.AddUser(b.Context(), issuer.NewUser{Username: "carol", Password: "looking-glass", Disabled: true}); err != nil {
+		b.Fatal(err)
+	}
+	kinds := []struct{ name, user, password string }{{"unknown", "nobody", "wrong"}, {"wrong", "alice", "wrong"}, {"disabled", "carol", "looking-glass"}}
+	took := make([][]time.Duration, len(kinds))
+	for n := 0; b.Loop(); n++ {
+		for at := range kinds {
+			k := kinds[(at+n)%len(kinds)]
+			began := time.Now()
+			if _, err := ti.Login(b.Context(), issuer.Credentials{Username: k.user, Password: k.password}); err == nil {
+				b.Fatal("a login passed")
+			}
+			took[(at+n)%len(kinds)] = append(took[(at+n)%len(kinds)], time.Since(began))
+		}
+	}
+	for at, k := range kinds {
+		quicker := 0.0
+		for _, x := range took[at] {
+			for _, y := range took[1] {
+				if x < y {
+					quicker++
+				} else if x == y {
+					quicker += 0.5
+				}
+			}
+		}
+		b.ReportMetric(quicker/float64(len(took[at])*len(took[1])), "P(<wrong)-"+k.name)
+		slices.Sort(took[at])
+		b.ReportMetric(float64(took[at][len(took[at])/2].Microseconds()), "µs-"+k.name)
 	}
 }

@@ -113,7 +113,7 @@ func (i *Issuer) AddUser(ctx context.Context, n NewUser) (*User, error) {
 // newHash gives what a new user's record has as its password.
 func (i *Issuer) newHash(ctx context.Context, n *NewUser) (string, error) {
 	if n.PasswordHash == "" {
-		if err := checkPassword(n.Password); err != nil {
+		if err := i.checkNewPassword(n.Username, n.Password); err != nil {
 			return "", err
 		}
 		return i.hash.make(ctx, n.Password)
@@ -208,7 +208,7 @@ func (i *Issuer) changeUser(ctx context.Context, username string, ch UserChange)
 		return nil, cut, ErrElsewhere
 	}
 	if ch.Password != nil {
-		if err := checkPassword(*ch.Password); err != nil {
+		if err := i.checkNewPassword(username, *ch.Password); err != nil {
 			return nil, cut, err
 		}
 		var err error

@@ -68,12 +68,14 @@ type IssuerConfig struct {
 	Users           string        `toml:"users" help:"where users live: kv (here), sql or webhook"`
 	UsersRecheck    time.Duration `toml:"users_recheck" help:"how often sql or webhook is asked for the users with open sessions (0: only as they refresh)"`
 
-	TrustedProxies   []string `toml:"trusted_proxies" help:"networks whose X-Forwarded-For, -Host and -Proto are believed"`
-	LoginPerMinute   int      `toml:"login_per_minute" help:"logins a minute for one user name (0: any number)"`
-	RefreshPerMinute int      `toml:"refresh_per_minute" help:"refreshes a minute of one session (0: any number)"`
-	SourceMultiple   int      `toml:"source_multiple" help:"how many times as much one address has"`
-	OnNewNetwork     string   `toml:"on_new_network" help:"a refresh from another network: log, require_login or revoke"`
-	OnNewUserAgent   string   `toml:"on_new_user_agent" help:"a refresh with another user agent: log, require_login or revoke"`
+	PasswordMinLength int      `toml:"password_min_length" help:"characters that a new password has at least"`
+	PasswordCommon    string   `toml:"password_common" help:"a new password that everybody tries first, or that is the user name: refuse or allow"`
+	TrustedProxies    []string `toml:"trusted_proxies" help:"networks whose X-Forwarded-For, -Host and -Proto are believed"`
+	LoginPerMinute    int      `toml:"login_per_minute" help:"logins a minute for one user name (0: any number)"`
+	RefreshPerMinute  int      `toml:"refresh_per_minute" help:"refreshes a minute of one session (0: any number)"`
+	SourceMultiple    int      `toml:"source_multiple" help:"how many times as much one address has"`
+	OnNewNetwork      string   `toml:"on_new_network" help:"a refresh from another network: log, require_login or revoke"`
+	OnNewUserAgent    string   `toml:"on_new_user_agent" help:"a refresh with another user agent: log, require_login or revoke"`
 
 	SQL     UsersSQLConfig     `toml:"sql"`
 	Webhook UsersWebhookConfig `toml:"webhook"`
@@ -185,11 +187,13 @@ func defaultConfig() Config {
 			SQL:             UsersSQLConfig{MaxConnections: 4, Timeout: 2 * time.Second},
 			Webhook:         UsersWebhookConfig{Timeout: 2 * time.Second, MaxRequests: 16},
 
-			LoginPerMinute:   30,
-			RefreshPerMinute: 120,
-			SourceMultiple:   10,
-			OnNewNetwork:     string(issuer.OnlyLog),
-			OnNewUserAgent:   string(issuer.OnlyLog),
+			PasswordMinLength: 8,
+			PasswordCommon:    "refuse",
+			LoginPerMinute:    30,
+			RefreshPerMinute:  120,
+			SourceMultiple:    10,
+			OnNewNetwork:      string(issuer.OnlyLog),
+			OnNewUserAgent:    string(issuer.OnlyLog),
 		},
 		Keys: KeysConfig{
 			Alg:          string(keyring.RS256),
@@ -219,6 +223,7 @@ func devConfig() Config {
 	c := defaultConfig()
 	c.Keys.PublishAhead = 0
 	c.Issuer.LoginPerMinute, c.Issuer.RefreshPerMinute = 0, 0
+	c.Issuer.PasswordMinLength, c.Issuer.PasswordCommon = 1, "allow" // wonderland is a common one
 	c.Issuer.AuditMaxMiB = 64
 	return c
 }

@@ -183,10 +183,17 @@ func (c *Config) validateProtection() error {
 		least int
 	}{
 		{"issuer.login_per_minute", is.LoginPerMinute, 0}, {"issuer.refresh_per_minute", is.RefreshPerMinute, 0}, {"issuer.source_multiple", is.SourceMultiple, 1},
+		{"issuer.password_min_length", is.PasswordMinLength, 1},
 	} {
 		if n.value < n.least || n.value > maxPerMinute {
 			return c.fault(n.key, "want %d to %d, got %d", n.least, maxPerMinute, n.value)
 		}
+	}
+	if is.PasswordCommon != "refuse" && is.PasswordCommon != "allow" {
+		return c.fault("issuer.password_common", "want refuse or allow, got %q", is.PasswordCommon)
+	}
+	if is.PasswordMinLength > 64 {
+		return c.fault("issuer.password_min_length", "want 1 to 64, got %d", is.PasswordMinLength)
 	}
 	for _, a := range [][2]string{{"issuer.on_new_network", is.OnNewNetwork}, {"issuer.on_new_user_agent", is.OnNewUserAgent}} {
 		if !slices.Contains([]issuer.Anomaly{issuer.OnlyLog, issuer.RequireLogin, issuer.Revoke}, issuer.Anomaly(a[1])) {

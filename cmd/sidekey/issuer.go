@@ -297,7 +297,8 @@ func (p *issuerProcess) issuerConfig() issuer.Config {
 		AllowPasswordGrant: c.AllowPassword, UpdateLastLogin: c.UpdateLastLogin, Claims: c.Claims,
 		Sliding: c.Sliding, SlidingLifetime: c.SlidingLifetime, SlidingRefreshLifetime: c.SlidingRefresh,
 		Alg: keyring.Alg(k.Alg), Bits: k.Bits, RotateEvery: k.RotateEvery, PublishAhead: k.PublishAhead,
-		Leeway: p.cfg.Agent.Leeway, LoginLimit: c.LoginPerMinute, RefreshLimit: c.RefreshPerMinute, SourceMultiple: c.SourceMultiple,
+		Leeway: p.cfg.Agent.Leeway, MinPassword: c.PasswordMinLength, RefuseCommon: c.PasswordCommon == "refuse",
+		LoginLimit: c.LoginPerMinute, RefreshLimit: c.RefreshPerMinute, SourceMultiple: c.SourceMultiple,
 		TrustedProxies: proxies, OnNewNetwork: issuer.Anomaly(c.OnNewNetwork), OnNewAgent: issuer.Anomaly(c.OnNewUserAgent), OpsApart: c.OpsListen != c.Listen,
 	}
 }

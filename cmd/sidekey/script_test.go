@@ -37,6 +37,8 @@ func TestScript(t *testing.T) {
 		Cmds:                scriptCommands(),
 		Setup: func(env *testscript.Env) error {
 			env.Values[proxiesKey{}] = proxies{}
+			env.Setenv("SIDEKEY_ISSUER_PASSWORD_MIN_LENGTH", "1") // the stories' users have the passwords of stories
+			env.Setenv("SIDEKEY_ISSUER_PASSWORD_COMMON", "allow")
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each process of a -race build ends a second late
 			return runtimeDir(env)
 		},

@@ -30,6 +30,8 @@ var long = os.Getenv("SIDEKEY_LONG") == "1"
 
 func TestMain(m *testing.M) {
 	os.Unsetenv("SIDEKEY_LONG")
+	os.Setenv("SIDEKEY_ISSUER_PASSWORD_MIN_LENGTH", "1") // the suites' users have simple passwords
+	os.Setenv("SIDEKEY_ISSUER_PASSWORD_COMMON", "allow")
 	os.Exit(func() int {
 		if long {
 			dir, err := os.MkdirTemp("", "sidekey-e2e-")
