@@ -86,7 +86,7 @@ func (i *Issuer) Browser(ctx context.Context, token string) (*BrowserSession, er
 
 // RenewBrowser gives a session token that lives issuer.session_idle from now, within the session's own lifetime. A
 // session token is not used up by it: the tabs of a browser renew at the same time, and each answer is good. The
-// errors are *CSRFError, *keyring.Denial, ErrNoAccount and ErrUnavailable.
+// errors are *CSRFError, *BusyError, *keyring.Denial, ErrNoAccount and ErrUnavailable.
 func (i *Issuer) RenewBrowser(ctx context.Context, token, csrf string) (*BrowserSession, error) {
 	b, err := i.renewBrowser(ctx, token, csrf)
 	i.metrics.renewals.WithLabelValues(outcome(err)).Inc()
@@ -96,6 +96,10 @@ func (i *Issuer) RenewBrowser(ctx context.Context, token, csrf string) (*Browser
 func (i *Issuer) renewBrowser(ctx context.Context, token, csrf string) (*BrowserSession, error) {
 	p, err := i.proveUnsafe(token, csrf)
 	if err != nil {
+		return nil, err
+	}
+	if err := i.refreshes.take(p.Claims.SessionID, originOf(ctx).Address, i.now()); err != nil {
+		i.refusal(ctx, "renewal limited", "sub", p.Claims.Subject, "sid", p.Claims.SessionID)
 		return nil, err
 	}
 	turn := i.turn(p.Claims.SessionID)

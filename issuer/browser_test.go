@@ -6,6 +6,7 @@ import (
 	"html"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"strings"
@@ -459,6 +460,32 @@ func TestBrowserOverRotation(t *testing.T) {
 			t.Errorf("a session token of the key before: %v", err)
 		}
 	})
+}
+
+// TestBrowserBehindATrustedProxy: Origin is held against the host that a trusted proxy names, and no other.
+func TestBrowserBehindATrustedProxy(t *testing.T) {
+	for trusted, want := range map[string]int{"192.0.2.0/24": 200, "198.51.100.0/24": 403} { // httptest's requests come from 192.0.2.1
+		ti := start(t, newBus(), func(c *issuer.Config, _ *issuer.Parts) {
+			c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix(trusted)}
+		})
+		w := newJar(ti.PublicHandler()).send("POST", "/session/login", "application/json", `{"username":"alice","password":"wonderland"}`,
+			"Sec-Fetch-Site", "", "Origin", "https://app.example", "X-Forwarded-Host", "app.example")
+		if w.Code != want {
+			t.Errorf("a login with X-Forwarded-Host where %s is trusted: got %d %s, want %d", trusted, w.Code, w.Body, want)
+		}
+	}
+}
+
+// TestBrowserRenewalsAreLimited: as refreshes of one session are.
+func TestBrowserRenewalsAreLimited(t *testing.T) {
+	ti := start(t, newBus(), func(c *issuer.Config, _ *issuer.Parts) { c.RefreshLimit = 3 })
+	j := newJar(ti.PublicHandler())
+	csrf := decode[issuer.BrowserSession](t, j.login(t)).CSRF
+	for n, want := range []int{200, 200, 200, 429} {
+		if w := j.send("POST", "/session/renew", "", "", "X-CSRF-Token", csrf); w.Code != want || (want == 429) != (w.Header().Get("Retry-After") != "") {
+			t.Errorf("renewal %d: got %d %s, want %d", n+1, w.Code, w.Body, want)
+		}
+	}
 }
 
 func TestBrowserRenewAfterALostAnswer(t *testing.T) {

@@ -25,11 +25,21 @@ func (i *Issuer) routeBrowser(mux *http.ServeMux) {
 // What says neither comes from no browser of this decade; the tokens decide about it.
 var origins = http.NewCrossOriginProtection()
 
+// crossOrigin tells whether a browser says that the page of another origin made an unsafe request. The host that Origin is
+// held against is the one that the browser asked, where a trusted proxy tells it (issuer.trusted_proxies).
+func crossOrigin(r *http.Request) bool {
+	asked := *r
+	if host := originOf(r.Context()).Host; host != "" {
+		asked.Host = host
+	}
+	return origins.Check(&asked) != nil
+}
+
 // sameOrigin is around every route of the browser sessions.
 func (i *Issuer) sameOrigin(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cross-Origin-Resource-Policy", "same-origin")
-		if err := origins.Check(r); err != nil {
+		if crossOrigin(r) {
 			i.failBrowser(w, r, &CSRFError{"the request comes from another origin"})
 			return
 		}

@@ -29,7 +29,7 @@ func (i *Issuer) ownPage(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 		switch {
-		case origins.Check(r) != nil:
+		case crossOrigin(r):
 			i.refuseCSRF(w, r, "CSRF Failed: the request comes from another origin.")
 		case r.Method == http.MethodPost && kind != "application/json" && r.Header.Get("X-Requested-With") == "":
 			i.refuseCSRF(w, r, "CSRF Failed: send the body as application/json, or the header X-Requested-With.")

@@ -146,6 +146,7 @@ type question struct {
 	method, url, token, data, has string
 	header                        http.Header
 	http                          http.Client
+	cookies                       []*http.Cookie // of the last answer
 }
 
 // parseQuestion reads the flags and returns what stands behind them.
@@ -206,6 +207,7 @@ func (q *question) ask() (status int, body string, err error) {
 		return 0, "", err
 	}
 	defer resp.Body.Close()
+	q.cookies = resp.Cookies()
 	text, err := io.ReadAll(resp.Body)
 	return resp.StatusCode, string(text), err
 }
@@ -265,6 +267,9 @@ func scriptHTTPStatus(ts *testscript.TestScript, neg bool, args []string) {
 	q.url = rest[1]
 	body, err := q.check(want)
 	ts.Check(err)
+	for _, c := range q.cookies { // __Host-sidekey_session is kept as COOKIE_SESSION
+		ts.Setenv("COOKIE_"+strings.ToUpper(c.Name[strings.LastIndex(c.Name, "_")+1:]), c.Value)
+	}
 	fmt.Fprint(ts.Stdout(), body)
 }
 
