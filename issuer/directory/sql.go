@@ -74,7 +74,11 @@ func (s *SQL) Lookup(ctx context.Context, username string) (*issuer.Account, err
 
 // ByID implements issuer.Directory.
 func (s *SQL) ByID(ctx context.Context, id string) (*issuer.Account, error) {
-	return s.find(ctx, s.cfg.QueryByID, id)
+	a, err := s.find(ctx, s.cfg.QueryByID, id)
+	if err == nil && a.ID != id { // databases take "07" for 7, and MySQL "7abc"
+		return nil, issuer.ErrNotFound
+	}
+	return a, err
 }
 
 func (s *SQL) find(ctx context.Context, query, arg string) (*issuer.Account, error) {

@@ -64,6 +64,11 @@ func TestSQL(t *testing.T) {
 			t.Errorf("got %+v", a)
 		}
 	}
+	for _, id := range []string{"07", "7.0", "8", "7abc"} {
+		if _, err := s.ByID(t.Context(), id); !errors.Is(err, issuer.ErrNotFound) {
+			t.Errorf("ByID(%q): got %v, want %v", id, err, issuer.ErrNotFound)
+		}
+	}
 	for _, name := range []string{"Anna", "anna ", "' or '1'='1", "%"} {
 		if _, err := s.Lookup(t.Context(), name); !errors.Is(err, issuer.ErrNotFound) {
 			t.Errorf("Lookup(%q): got %v, want %v", name, err, issuer.ErrNotFound)
