@@ -268,6 +268,10 @@ func TestChangeCredential(t *testing.T) {
 		t.Errorf("the entry: got %+v, want what was changed", held.Credential)
 	}
 	accepts(t, ti, "a changed one", c.Secret, true)
+	cut(t, ti, c.Subject)
+	if _, _, err := ti.ChangeCredential(t.Context(), c.ID, issuer.CredentialChange{Name: ptr("newer")}); !isConflict(err) {
+		t.Errorf("ChangeCredential(cut off): got %v, want a ConflictError", err)
+	}
 	if _, _, err := ti.ChangeCredential(t.Context(), "cred_unheard", issuer.CredentialChange{}); !errors.Is(err, issuer.ErrNotFound) {
 		t.Errorf("ChangeCredential(unknown): got %v, want ErrNotFound", err)
 	}

@@ -94,6 +94,9 @@ func (i *Issuer) amend(ctx context.Context, name string, change func(c *credenti
 			return nil, bus.Position{}, err
 		}
 		user, known, err := i.owner(ctx, "", c.Subject)
+		if err == nil && c.State == CredentialActive {
+			err = i.standsNow(c)
+		}
 		if err == nil {
 			err = change(c, user, known)
 		}
@@ -113,6 +116,15 @@ func (i *Issuer) amend(ctx context.Context, name string, change func(c *credenti
 		}
 	}
 	return nil, bus.Position{}, unavailable("changing", "a credential", bus.ErrConflict)
+}
+
+// standsNow refuses to change what the log has withdrawn, or let expire, though its record does not say so yet: a new entry
+// with the old KnownSeq would bring it back once the cutoff is forgotten.
+func (i *Issuer) standsNow(c *credentialRecord) error {
+	if held := i.Replica.CredentialByID(c.ID); held == nil || i.Replica.CredentialRevoked(held) {
+		return &ConflictError{fmt.Sprintf("credential %q stands no more", c.ID)}
+	}
+	return nil
 }
 
 // write writes a record, and its entry where it is active. bus.ErrConflict: nothing, or the record alone, was written.
@@ -270,7 +282,8 @@ func (i *Issuer) followUser(ctx context.Context, user *userRecord) (pos bus.Posi
 			continue
 		}
 		_, at, err := i.amend(ctx, c.bucketName(), restore)
-		if err != nil && !errors.Is(err, ErrNotFound) {
+		var over *ConflictError // withdrawn: the sweep closes its record
+		if err != nil && !errors.Is(err, ErrNotFound) && !errors.As(err, &over) {
 			return pos, err
 		}
 		pos = later(pos, at)

@@ -137,7 +137,8 @@ func (s *credentialSweep) hold(ctx context.Context, c *credentialRecord, held *r
 	case differs || c.behind(user):
 		s.mended++
 		_, _, err := s.amend(ctx, c.bucketName(), restore)
-		if errors.Is(err, ErrNotFound) {
+		var over *ConflictError // withdrawn meanwhile: the next sweep sees
+		if errors.Is(err, ErrNotFound) || errors.As(err, &over) {
 			err = nil
 		}
 		return err
