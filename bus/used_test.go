@@ -9,6 +9,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,9 +61,9 @@ func TestUsed(t *testing.T) {
 	one, agents := openFleet(t, b)
 	two, _ := openFleet(t, b)
 	now := time.Now().Unix()
-	calls := 0 // the link's goroutine counts
+	var calls atomic.Int64
 	link := speaker(t, b, agents, "web-1", func() map[string]int64 {
-		if calls++; calls > 1 {
+		if calls.Add(1) > 1 {
 			return map[string]int64{"early": now - 5, "late": now - 4}
 		}
 		used := map[string]int64{"early": now - 9, "": now, strings.Repeat("x", bus.MaxID+1): now}
@@ -81,7 +82,7 @@ func TestUsed(t *testing.T) {
 	}
 	// Nobody listens: all of it is kept, and told when the agent ends, if somebody does by then.
 	var books usedBooks
-	run(func() bool { return calls > 0 })
+	run(func() bool { return calls.Load() > 0 })
 	if used, _ := books.look(); len(used) > 0 {
 		t.Fatalf("heard by nobody: %d", len(used))
 	}
