@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -100,5 +101,28 @@ func TestNamedTestsExist(t *testing.T) {
 	}
 	if named < 50 {
 		t.Errorf("the pages name %d tests, want those of every claim", named)
+	}
+}
+
+// TestSimpleJWTSettings holds that docs/simplejwt.md has a line for each of the 36 settings of Simple JWT 5.5, and names no key
+// that does not exist.
+func TestSimpleJWTSettings(t *testing.T) {
+	text, err := os.ReadFile("../../docs/simplejwt.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([A-Z_]+)` \\|").FindAllStringSubmatch(string(text), -1) {
+		seen[row[1]] = true
+	}
+	if len(seen) != 36 {
+		t.Errorf("docs/simplejwt.md maps %d settings, want 36", len(seen))
+	}
+	c := defaultConfig()
+	names := keyNames(configFields(&c))
+	for _, key := range regexp.MustCompile("`((?:issuer|agent|keys)\\.[a-z_]+)").FindAllStringSubmatch(string(text), -1) {
+		if !slices.Contains(names, key[1]) {
+			t.Errorf("docs/simplejwt.md names %s, which is no key", key[1])
+		}
 	}
 }
