@@ -54,3 +54,34 @@ func TestForeignTokens(t *testing.T) {
 	w.apply(&bus.Revocation{Subject: "7", ExpiresAt: now + 3600, Time: now})
 	checkDenied(t, w, h.verify(mint("sliding", "3")), keyring.Revoked)
 }
+
+// TestForeignPrincipal: forward-auth shows of a foreign token what is believed of it, and nothing that its maker put beside
+// that; it is no browser's session.
+func TestForeignPrincipal(t *testing.T) {
+	w := newWorld(t, func(c *agent.Config) {
+		c.Headers = map[string]string{"email": "X-Auth-Email", "roles": "X-Also-Roles"}
+	})
+	key := keyringtest.Secret(t)
+	fact := w.fact(key, keyring.Announced)
+	fact.Accept, fact.VerifyOnly = string(keyring.SimpleJWT), true
+	w.apply(fact)
+	now := time.Now().Unix()
+	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{
+		"token_type": "access", "exp": now + 300, "iat": now - 1, "jti": "1", "user_id": 7, "scope": "admin", "roles": []string{"admin"},
+		"sid": "s", "client_id": "c", "email": "root@b.example", "csrf": csrfHash(csrfToken),
+	}).SignedString(key.Secret())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := w.listen("unix")
+	got := h.do("GET", "/v1/auth/forward", "", forwarded("GET", "Authorization: Bearer "+token)...)
+	checkAuth(t, "bearer", got, 200, "bearer")
+	for name, want := range map[string]string{
+		"X-Auth-Subject": "7", "X-Auth-Scope": "", "X-Auth-Roles": "", "X-Auth-Client": "", "X-Auth-Session": "", "X-Auth-Email": "", "X-Also-Roles": "",
+	} {
+		if v := got.Header.Values(name); len(v) != 1 || v[0] != want {
+			t.Errorf("%s: got %q, want %q", name, v, want)
+		}
+	}
+	checkAuth(t, "session", h.do("GET", "/v1/auth/forward", "", forwarded("GET", "Cookie: __Host-sidekey_session="+token)...), 401, "wrong_type")
+}

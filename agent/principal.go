@@ -58,7 +58,11 @@ func (p *proof) principal(names []string) *kept {
 	if p.token.Type == keyring.SessionToken {
 		k.Method = MethodSession
 	}
-	if len(names) > 0 {
+	switch {
+	case len(names) == 0:
+	case p.token.Accept != "": // made elsewhere: what is not read into the claims is not believed
+		k.mapped = k.mapClaims(names)
+	default:
 		k.mapped = mapRaw(names, c.Raw)
 	}
 	k.unsafe = !k.presentable()
