@@ -98,7 +98,7 @@ func TestClaimsTooLarge(t *testing.T) {
 			t.Errorf("Refresh: got %v, want ErrClaims", err)
 		}
 	}
-	before = refresh(t, plain, before.Refresh) // it was not used up
+	refresh(t, plain, before.Refresh) // it was not used up
 	ti := newIssuer(t, b, withClaims(map[string]string{"a": "${attributes.a}"}))
 	disabled := true
 	if _, err := ti.ChangeUser(t.Context(), "alice", issuer.UserChange{Disabled: &disabled}); err != nil {
