@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sidekey/sidekey/agent/rules"
 	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/bus/replica"
 )
@@ -144,16 +145,20 @@ type Agent struct {
 	clockOff  func() time.Duration
 	run       string
 
-	chain  *chain
-	claims []string // of agent.headers
-	fields [][]byte // and where they go
-	used   used
+	chain    *chain
+	claims   []string // of agent.headers
+	unmapped []string // the values of agent.headers for nobody
+	fields   [][]byte // and where they go
+	used     used
 
 	cache   *cache
 	metrics *metrics
 	faces   faces
-	jwks    atomic.Pointer[keySet] // the newest ring's public keys, with their ETag
-	closing sync.Once
+	rules   atomic.Pointer[rules.Set] // in force; nil: there are none
+	// rulesFault is why newer rules are not.
+	rulesFault atomic.Pointer[string]
+	jwks       atomic.Pointer[keySet] // the newest ring's public keys, with their ETag
+	closing    sync.Once
 }
 
 // New builds an Agent. It touches neither disk nor network. The error says which part of cfg
@@ -213,6 +218,7 @@ func New(cfg Config, parts Parts) (*Agent, error) {
 	if a.claims, a.fields, err = newHeaders(cfg.Headers); err != nil {
 		return nil, fmt.Errorf("building the agent: %w", err)
 	}
+	a.unmapped = make([]string, len(a.claims))
 	if a.chain, err = newChain(a, &parts); err != nil {
 		return nil, fmt.Errorf("building the agent: %w", err)
 	}

@@ -118,7 +118,7 @@ func newChain(a *Agent, parts *Parts) (*chain, error) {
 		}
 		c.ways = append(c.ways, w)
 	}
-	c.meter = a.metrics.schemes(c.names)
+	c.meter = a.metrics.schemes(append(slices.Clone(c.names), MethodAnonymous))
 	return c, nil
 }
 
@@ -199,6 +199,9 @@ func (a *Agent) decide(at *view, r *Request) {
 	}
 	var late Decision
 	for i, w := range a.chain.ways {
+		if !r.takes(a.chain.names[i]) {
+			continue
+		}
 		step := w.judge(at, r, d)
 		if r.doubled {
 			*d = Decision{Verdict: Verdict{Seq: d.Seq}, Scheme: a.chain.names[i], asks: -1}
@@ -210,6 +213,9 @@ func (a *Agent) decide(at *view, r *Request) {
 			d.Scheme = a.chain.names[i]
 			if d.Status == http.StatusOK && !d.Active() || d.Status == 0 {
 				d.Verdict = d.unavailable(Unavailable) // not reached: a scheme that decided said what
+			}
+			if d.Active() && r.rule != nil {
+				a.permit(at, r)
 			}
 			return
 		case asks:
@@ -271,6 +277,9 @@ var sentences = map[keyring.Reason]string{
 func (c *chain) challenges(r *Request) []string {
 	var all []string
 	for i, w := range c.ways {
+		if !r.takes(c.names[i]) {
+			continue
+		}
 		var own *Decision
 		if r.d.Scheme == c.names[i] {
 			own = &r.d

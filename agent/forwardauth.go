@@ -62,20 +62,22 @@ func (a *Agent) forwardAuth(p *profile) fasthttp.RequestHandler {
 	return func(ctx *fasthttp.RequestCtx) {
 		r := readProfile(p, &ctx.Request.Header)
 		defer r.release()
-		a.authenticate(r)
+		a.authorize(r)
 		if r.d.Serving {
 			ctx.Response.Header.Set(fieldStale, "true")
 		}
 		if r.d.Active() {
-			a.writePrincipal(&ctx.Response.Header, &r.d.Principal)
+			h := &ctx.Response.Header
+			a.eachHeader(&r.d.Principal, func(name []byte, value string) { h.SetCanonical(name, unsafeBytes(value)) })
 			return
 		}
 		a.writeDenial(ctx, p, r)
 	}
 }
 
-// writePrincipal says who a request is from. All of it has been held to be presentable.
-func (a *Agent) writePrincipal(h *fasthttp.ResponseHeader, p *Principal) {
+// eachHeader calls fn with the fields that say who a request is from. All of it has been held to be presentable. A value
+// may not be kept: it is only lent.
+func (a *Agent) eachHeader(p *Principal, fn func(name []byte, value string)) {
 	var space [256]byte
 	roles := space[:0]
 	for i, role := range p.Roles {
@@ -84,36 +86,52 @@ func (a *Agent) writePrincipal(h *fasthttp.ResponseHeader, p *Principal) {
 		}
 		roles = append(roles, role...)
 	}
-	set(h, fieldSubject, p.Subject)
-	set(h, fieldScope, p.Scope)
-	h.SetCanonical(fieldRoles, roles)
-	set(h, fieldClient, p.Client)
-	set(h, fieldSession, p.Session)
-	set(h, fieldMethod, p.Method)
+	fn(fieldSubject, p.Subject)
+	fn(fieldScope, p.Scope)
+	fn(fieldRoles, borrow(roles))
+	fn(fieldClient, p.Client)
+	fn(fieldSession, p.Session)
+	fn(fieldMethod, p.Method)
 	for i, name := range a.fields {
-		set(h, name, p.mapped[i])
+		fn(name, p.mapped[i])
 	}
 }
 
-func set(h *fasthttp.ResponseHeader, name []byte, value string) {
-	h.SetCanonical(name, unsafeBytes(value))
+// outcomeOf gives the status of a decision and the challenges that go with it.
+func (a *Agent) outcomeOf(r *Request) (status int, challenges []string) {
+	d := &r.d
+	switch status = d.Status; {
+	case status == http.StatusUnauthorized:
+		if challenges = a.chain.challenges(r); len(challenges) == 0 {
+			status = http.StatusForbidden // RFC 9110 §15.5.2: a 401 must have one
+		}
+		if d.Reason == authenticationTooOld {
+			addMaxAge(challenges, r.outcome.MaxAge)
+		}
+	case status == http.StatusForbidden && d.Reason == InsufficientScope && d.Scheme == MethodBearer: // RFC 6750 §3.1
+		challenges = []string{string(a.appendChallenge(nil, &d.Verdict, r.outcome.Scope))}
+	}
+	return status, challenges
+}
+
+// addMaxAge tells a client how old a login may be (RFC 9470 §3).
+func addMaxAge(challenges []string, seconds int64) {
+	for i, c := range challenges {
+		if strings.HasPrefix(c, "Bearer ") {
+			challenges[i] = fmt.Sprintf(`%s, max_age="%d"`, c, seconds)
+		}
+	}
 }
 
 // writeDenial answers a request that is from nobody, in the profile's own way.
 func (a *Agent) writeDenial(ctx *fasthttp.RequestCtx, p *profile, r *Request) {
 	h, d := &ctx.Response.Header, &r.d
-	status := d.Status
-	if status == http.StatusUnauthorized {
-		challenges := a.chain.challenges(r)
-		if len(challenges) == 0 {
-			status = http.StatusForbidden // RFC 9110 §15.5.2: a 401 must have one
-		}
-		if p.joined && len(challenges) > 1 {
-			challenges = []string{strings.Join(challenges, ", ")}
-		}
-		for _, c := range challenges {
-			h.AddBytesK(fieldChallenge, c)
-		}
+	status, challenges := a.outcomeOf(r)
+	if p.joined && len(challenges) > 1 {
+		challenges = []string{strings.Join(challenges, ", ")}
+	}
+	for _, c := range challenges {
+		h.AddBytesK(fieldChallenge, c)
 	}
 	h.SetCanonical(fieldReason, unsafeBytes(string(d.Reason)))
 	switch {

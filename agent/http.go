@@ -72,6 +72,7 @@ func newFaces(a *Agent) faces {
 	f.routes[routeSimpleJWT+"/"] = f.routes[routeSimpleJWT]
 	f.routes[routeJWKS] = add(routeJWKS, a.serveJWKS, nil)
 	f.routes[routeMetrics] = add(routeMetrics, a.metrics.handler, nil)
+	f.routes[routeCheck] = add(routeCheck, nil, a.serveCheck)
 	for path, p := range profiles {
 		f.routes[path] = add(path, nil, nil)
 		f.routes[path].any = a.forwardAuth(p)

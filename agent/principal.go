@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -36,7 +37,13 @@ type Principal struct {
 	// Claims are more claims, for agent.headers: strings, numbers, truth values, lists of strings.
 	Claims map[string]any
 
-	mapped []string // the values of agent.headers, in their order; made once it is accepted
+	// Audience is whom the principal's token is for; AuthTime when a password was last proven, zero: not known. Rules ask
+	// for them.
+	Audience []string
+	AuthTime time.Time
+
+	decoded func() map[string]any // all claims of a token, decoded at the first call
+	mapped  []string              // the values of agent.headers, in their order; made once it is accepted
 }
 
 // kept is what is remembered with a proof for the faces that show a principal.
@@ -53,8 +60,12 @@ func (p *proof) principal(names []string) *kept {
 	c := &p.token.Claims
 	k := &kept{Principal: Principal{
 		Subject: c.Subject, Scope: c.Scope, Roles: c.Roles, Client: c.ClientID, Session: c.SessionID, ID: c.ID,
-		Method: MethodBearer, IssuedAt: c.IssuedAt.Time(), ExpiresAt: c.ExpiresAt.Time(),
+		Method: MethodBearer, IssuedAt: c.IssuedAt.Time(), ExpiresAt: c.ExpiresAt.Time(), Audience: c.Audience,
+		decoded: sync.OnceValue(func() map[string]any { return decodeClaims(c.Raw) }),
 	}}
+	if c.AuthTime != 0 {
+		k.AuthTime = c.AuthTime.Time()
+	}
 	if p.token.Type == keyring.SessionToken {
 		k.Method = MethodSession
 	}
@@ -68,6 +79,15 @@ func (p *proof) principal(names []string) *kept {
 	k.unsafe = !k.presentable()
 	p.shown.Store(k)
 	return k
+}
+
+// decodeClaims gives a payload's claims as rules read them. It has been read strictly before.
+func decodeClaims(raw []byte) map[string]any {
+	var claims map[string]any
+	if json.Unmarshal(raw, &claims) != nil {
+		return nil // not reached; a rule that asks for a claim finds none
+	}
+	return claims
 }
 
 // mapRaw reads claims out of a payload that has been read strictly before.

@@ -117,10 +117,15 @@ func readProfile(p *profile, h *fasthttp.RequestHeader) *Request {
 	r.headers = (*fastFields)(h)
 	p.read(h, r)
 	r.readCredentials()
+	r.judgeShape()
+	return r
+}
+
+// judgeShape finds out whether a request can be what a client sent.
+func (r *Request) judgeShape() {
 	if !validField(r.method) || !validTarget(r.target) || r.proto != "" && r.proto != "https" && r.proto != "http" || strings.ContainsAny(r.host, "/?#@, \\") {
 		r.faulty = true
 	}
-	return r
 }
 
 // validTarget tells whether a target is a path, with or without a query, that a request line could hold.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/sidekey/sidekey/agent/rules"
 )
 
 // Request is what a client asked of a service, as the proxy before that service tells it. A Scheme reads it while
@@ -31,6 +33,11 @@ type Request struct {
 	d     Decision
 	hash  [sha256.Size]byte // of an API key or token
 	asked []answered        // of the schemes that ask somebody, by their place in the chain
+
+	// What decides beside who it is, where there are rules: rule is for this request, wanted what it is given.
+	rule    *rules.Rule
+	wanted  rules.Request
+	outcome rules.Outcome
 }
 
 // source is where a request's fields are found. The values live as long as the request.

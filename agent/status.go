@@ -16,22 +16,23 @@ import (
 
 // Status is what an agent tells of itself at GET /v1/status, and to the issuers.
 type Status struct {
-	Agent       string      `json:"agent"`
-	Run         string      `json:"run"` // this process: a random id made at its start
-	Version     string      `json:"version"`
-	Connected   bool        `json:"connected"` // to the bus
-	Epoch       uint64      `json:"epoch"`
-	AppliedSeq  uint64      `json:"applied_seq"`
-	HeadSeq     uint64      `json:"head_seq"`        // the newest that it knows of
-	Stale       bool        `json:"stale"`           // it has no lease: it vouches for nobody, unless it serves all the same
-	Lease       int64       `json:"lease_ms"`        // how long it may go on without the issuers
-	Serving     bool        `json:"serving"`         // it has no lease and goes on, as agent.on_stale = "serve" has it
-	ClockOff    int64       `json:"clock_off_ms"`    // how far the wall clock is ahead of the issuers' ticks; negative: behind
-	Audiences   []string    `json:"audiences"`       // that it serves; none: the ring's default
-	Fault       string      `json:"fault,omitempty"` // why it does not go on with the log
-	Keys        []KeyStatus `json:"keys"`
-	Revocations int         `json:"revocations"`
-	Cache       CacheStatus `json:"cache"`
+	Agent       string       `json:"agent"`
+	Run         string       `json:"run"` // this process: a random id made at its start
+	Version     string       `json:"version"`
+	Connected   bool         `json:"connected"` // to the bus
+	Epoch       uint64       `json:"epoch"`
+	AppliedSeq  uint64       `json:"applied_seq"`
+	HeadSeq     uint64       `json:"head_seq"`        // the newest that it knows of
+	Stale       bool         `json:"stale"`           // it has no lease: it vouches for nobody, unless it serves all the same
+	Lease       int64        `json:"lease_ms"`        // how long it may go on without the issuers
+	Serving     bool         `json:"serving"`         // it has no lease and goes on, as agent.on_stale = "serve" has it
+	ClockOff    int64        `json:"clock_off_ms"`    // how far the wall clock is ahead of the issuers' ticks; negative: behind
+	Audiences   []string     `json:"audiences"`       // that it serves; none: the ring's default
+	Fault       string       `json:"fault,omitempty"` // why it does not go on with the log
+	Keys        []KeyStatus  `json:"keys"`
+	Rules       *RulesStatus `json:"rules,omitempty"` // nil: there are none
+	Revocations int          `json:"revocations"`
+	Cache       CacheStatus  `json:"cache"`
 }
 
 // KeyStatus is one key of the ring, without the key.
@@ -39,6 +40,13 @@ type KeyStatus struct {
 	KeyID string        `json:"kid"`
 	Alg   keyring.Alg   `json:"alg"`
 	State keyring.State `json:"state"`
+}
+
+// RulesStatus tells which rules are in force.
+type RulesStatus struct {
+	Rules   int    `json:"rules"`
+	Version string `json:"version"`         // of the file's text: equal texts have equal versions
+	Fault   string `json:"fault,omitempty"` // why a newer file is not in force
 }
 
 // CacheStatus counts the proven tokens remembered, and since the start those found and not found there.
@@ -67,6 +75,12 @@ func (a *Agent) Status() Status {
 	}
 	if err := a.replica.Fault(); err != nil {
 		s.Fault = err.Error()
+	}
+	if set := a.rules.Load(); set != nil {
+		s.Rules = &RulesStatus{Rules: set.Len(), Version: set.Version()}
+		if fault := a.rulesFault.Load(); fault != nil {
+			s.Rules.Fault = *fault
+		}
 	}
 	s.Stale = true
 	if l := a.leases.Current(); l != nil {

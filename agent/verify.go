@@ -141,6 +141,9 @@ func (a *Agent) appendChallenge(b []byte, v *Verdict, scope string) []byte {
 
 // errorCode is RFC 6750's word for a denial.
 func errorCode(v *Verdict) string {
+	if v.Reason == authenticationTooOld {
+		return string(authenticationTooOld) // RFC 9470 §3
+	}
 	if v.Status == http.StatusForbidden {
 		return "insufficient_scope"
 	}

@@ -1,6 +1,8 @@
 package rules
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
@@ -72,7 +74,8 @@ func Parse(file string, data []byte, opt Options) (*Set, error) {
 	if len(doc.Rules) > maxRules {
 		return nil, fmt.Errorf("%s: %d rules are more than %d", file, len(doc.Rules), maxRules)
 	}
-	s := &Set{index: newIndex()}
+	sum := sha256.Sum256(data)
+	s := &Set{index: newIndex(), version: hex.EncodeToString(sum[:6])}
 	lines := headerLines(data)
 	names := make(map[string]string, len(doc.Rules))
 	for n, p := range doc.Rules {

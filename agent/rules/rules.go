@@ -114,9 +114,13 @@ type claim struct {
 
 // Set is a list of rules. Make it with Parse; nil decides nothing. It is immutable.
 type Set struct {
-	rules []*Rule
-	index *index
+	rules   []*Rule
+	index   *index
+	version string
 }
+
+// Version names the text that the rules were read from: equal texts have equal versions.
+func (s *Set) Version() string { return s.version }
 
 // Len counts the rules.
 func (s *Set) Len() int { return len(s.rules) }

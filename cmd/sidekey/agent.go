@@ -250,6 +250,12 @@ func (p *agentProcess) run(ctx context.Context, ready func()) error {
 			return nil
 		}, ready)
 	})
+	if keeper := p.rules(); keeper != nil {
+		if err := keeper.load(); err != nil {
+			return err
+		}
+		g.Go(func() error { return keeper.run(ctx) })
+	}
 	for _, ln := range p.listeners {
 		g.Go(func() error { return serveFast(ctx, p.agent.Server(), ln) })
 	}
@@ -260,6 +266,14 @@ func (p *agentProcess) run(ctx context.Context, ready func()) error {
 	}
 	p.log.Info("serving", "agent", p.cfg.Agent.Listen, "name", p.cfg.Agent.Name, "run", p.holder.Run())
 	return g.Wait()
+}
+
+// rules keeps the agent's rules, nil: it has none.
+func (p *agentProcess) rules() *rulesKeeper {
+	if p.cfg.Agent.Rules == "" {
+		return nil
+	}
+	return &rulesKeeper{path: p.cfg.Agent.Rules, authenticators: p.cfg.Agent.Authenticators, agent: p.agent, log: p.log.Named("rules")}
 }
 
 // answerer says what the agent would say of a token, where an issuer asks.

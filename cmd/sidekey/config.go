@@ -143,6 +143,7 @@ type AgentConfig struct {
 
 	Authenticators []string          `toml:"authenticators" help:"schemes that say who a request is from, in their order"`
 	Challenges     string            `toml:"challenges" help:"WWW-Authenticate of a 401: all, or first as Django REST Framework"`
+	Rules          string            `toml:"rules" help:"file of [[rules]]: who may do what at the forward-auth paths; a changed file is read again"`
 	Headers        map[string]string `toml:"headers" help:"more claims that forward-auth shows, each in the header of that name"`
 
 	Webhook WebhookConfig             `toml:"webhook"`

@@ -23,6 +23,11 @@ func (c *Config) validateAuthenticators() error {
 	if ag.Challenges != agent.ChallengeAll && ag.Challenges != agent.ChallengeFirst {
 		return c.fault("agent.challenges", "want all or first, got %q", ag.Challenges)
 	}
+	if ag.Rules != "" {
+		if _, err := readRules(ag.Rules, ag.Authenticators); err != nil {
+			return c.fault("agent.rules", "%v", err)
+		}
+	}
 	if err := agent.CheckHeaders(ag.Headers); err != nil {
 		return c.fault("agent.headers", "%v", err)
 	}

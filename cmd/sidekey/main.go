@@ -86,7 +86,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.AddCommand(
 		a.devCommand(), a.issuerCommand(), a.agentCommand(),
 		a.usersCommand(), a.clientsCommand(), a.credentialsCommand(), a.keysCommand(), a.revokeCommand(), a.sessionsCommand(), a.agentsCommand(), a.issuersCommand(), a.busCommand(),
-		a.tokenCommand(), a.statusCommand(), a.auditCommand(), a.configCommand(), a.versionCommand(),
+		a.tokenCommand(), a.rulesCommand(), a.statusCommand(), a.auditCommand(), a.configCommand(), a.versionCommand(),
 	)
 	a.markStarted(root)
 	return root
