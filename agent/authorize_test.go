@@ -120,7 +120,9 @@ func TestCheck(t *testing.T) {
 	w := newWorld(t)
 	w.rules(doorRules)
 	h := w.listen("mem")
-	token := w.token(func(c *keyring.Claims) { c.Subject, c.Scope, c.Roles, c.ClientID, c.SessionID = "alice", "read", []string{"staff"}, "", "" })
+	token := w.token(func(c *keyring.Claims) {
+		c.Subject, c.Scope, c.Roles, c.ClientID, c.SessionID = "alice", "read", []string{"staff"}, "", ""
+	})
 	check := func(body string) reply { return h.do("POST", "/v1/check", body, "Content-Type: application/json") }
 	for body, want := range map[string]string{
 		`{"method":"GET","scheme":"https","host":"app.example","path":"/","headers":{},"source_ip":"192.0.2.1"}`: `{"decision":"allow","status":200,"reason":"","rule":"public","detail":"","subject":"","headers":` +
