@@ -48,6 +48,9 @@ func (a *Agent) authorize(r *Request) {
 	switch {
 	case r.doubled: // a field that the match asked for
 		a.authenticate(r)
+	case r.rule == nil && r.wanted.Path.Slashes():
+		r.faulty = true // no rule takes an escaped slash literally
+		a.authenticate(r)
 	case r.rule == nil:
 		a.dismiss(r, rules.Outcome{Status: http.StatusForbidden, Reason: rules.NoRule})
 	case r.rule.Anyone():
@@ -118,43 +121,20 @@ func (r *Request) takes(scheme string) bool {
 	return r.rule == nil || len(r.rule.Authenticators()) == 0 || slices.Contains(r.rule.Authenticators(), scheme)
 }
 
-// describe makes what rules are given; false: the path or the host can be read in two ways.
+// describe makes what rules are given; false: the method, the path or the host can be read in two ways.
 func (r *Request) describe() bool {
+	if strings.ContainsFunc(r.method, func(c rune) bool { return 'a' <= c && c <= 'z' }) {
+		return false // methods are told apart by case (RFC 9110 §9.1), and there are services that do not: "delete" is none of ours
+	}
 	raw, query, _ := strings.Cut(r.target, "?")
 	path, err := rules.Canonical(raw)
 	if err != nil {
 		return false
 	}
-	host, ok := hostName(r.host)
+	host, ok := rules.Host(r.host)
 	if !ok {
 		return false
 	}
 	r.wanted = rules.Request{Method: r.method, Scheme: r.proto, Host: host, Path: path, Query: query, Address: r.client, Header: r.field}
 	return true
-}
-
-// hostName is a host without its port, in lower case; one dot at its end means nothing. false: it is none.
-func hostName(host string) (string, bool) {
-	if host == "" || len(host) > 255 {
-		return "", false
-	}
-	if end := strings.LastIndexByte(host, ':'); end >= 0 && !strings.HasSuffix(host, "]") {
-		port := host[end+1:]
-		if port == "" || len(port) > 5 || strings.Trim(port, "0123456789") != "" {
-			return "", false
-		}
-		host = host[:end]
-	}
-	host = strings.TrimSuffix(host, ".")
-	for i := 0; i < len(host); i++ {
-		switch c := host[i]; {
-		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '.', c == '_':
-		case c == '[' && i == 0 || c == ']' && i == len(host)-1 || c == ':' && host[0] == '[':
-		case 'A' <= c && c <= 'Z':
-			return hostName(strings.ToLower(host))
-		default:
-			return "", false
-		}
-	}
-	return host, host != "" && host[0] != '.'
 }

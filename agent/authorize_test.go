@@ -97,7 +97,7 @@ func TestRules(t *testing.T) {
 		{"dots", "GET app.example/static/../api/x", []string{bearer}, 403, "ambiguous_request", ""},
 		{"escaped dots", "GET app.example/static/%2e%2e/api/x", nil, 403, "ambiguous_request", ""},
 		{"two slashes", "GET app.example//api/x", []string{bearer}, 403, "ambiguous_request", ""},
-		{"an escaped slash", "GET app.example/api%2fx", []string{bearer}, 403, "no_rule", ""},
+		{"an escaped slash", "GET app.example/api%2fx", []string{bearer}, 403, "ambiguous_request", ""},
 		{"no host", "GET /api/x", []string{bearer}, 403, "ambiguous_request", ""},
 	} {
 		got := h.do("GET", "/v1/auth/forward", "", proxied(c.what, c.header...)...)

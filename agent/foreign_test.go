@@ -84,4 +84,14 @@ func TestForeignPrincipal(t *testing.T) {
 		}
 	}
 	checkAuth(t, "session", h.do("GET", "/v1/auth/forward", "", forwarded("GET", "Cookie: __Host-sidekey_session="+token)...), 401, "wrong_type")
+	for when, want := range map[string]int{
+		`claims.sub == "7" && claims.jti == "1" && claims.exp > 0.0`: 200,
+		`"admin" in principal.roles || has(claims.roles)`:            403,
+		`has(claims.email) || has(claims.user_id)`:                   403,
+	} {
+		w.rules("[[rules]]\nname = 'r'\npaths = ['/**']\nwhen = '''" + when + "'''")
+		if got := h.do("GET", "/v1/auth/forward", "", forwarded("GET", "Authorization: Bearer "+token)...); got.StatusCode != want {
+			t.Errorf("a rule with %s: got %d, want %d", when, got.StatusCode, want)
+		}
+	}
 }

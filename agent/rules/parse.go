@@ -44,11 +44,11 @@ type definition struct {
 		Audience []string       `toml:"audience"`
 		Clients  []string       `toml:"clients"`
 		Claims   map[string]any `toml:"claims"`
-		AuthAge  string         `toml:"auth_age"`
+		AuthAge  *string        `toml:"auth_age"`
 	} `toml:"require"`
-	When         string `toml:"when"`
-	EncodedSlash string `toml:"encoded_slash"`
-	Preflight    bool   `toml:"cors_preflight"`
+	When         *string `toml:"when"`
+	EncodedSlash string  `toml:"encoded_slash"`
+	Preflight    bool    `toml:"cors_preflight"`
 }
 
 // Options say what rules may name.
@@ -133,12 +133,29 @@ func parseRule(md toml.MetaData, p toml.Primitive, opt Options) (*Rule, error) {
 		return nil, plain(err)
 	}
 	rule := &Rule{Name: d.Name}
-	for _, step := range []func(*definition, *Options) error{rule.readWhere, rule.readWho, rule.readRequire, rule.readWhen} {
+	for _, step := range []func(*definition, *Options) error{noEmptyList, rule.readWhere, rule.readWho, rule.readRequire, rule.readWhen} {
 		if err := step(&d, &opt); err != nil {
 			return rule, err
 		}
 	}
 	return rule, nil
+}
+
+// noEmptyList refuses a list without members: whoever made it, most likely a template, meant "none of them", and a list
+// that is left out means all.
+func noEmptyList(d *definition, _ *Options) error {
+	for _, list := range []struct {
+		name string
+		of   []string
+	}{
+		{"hosts", d.Hosts}, {"methods", d.Methods}, {"authenticators", d.Authenticators}, {"require.scopes", d.Require.Scopes},
+		{"require.roles", d.Require.Roles}, {"require.audience", d.Require.Audience}, {"require.clients", d.Require.Clients},
+	} {
+		if list.of != nil && len(list.of) == 0 {
+			return fmt.Errorf("%s is empty; leave it out to ask for nothing", list.name)
+		}
+	}
+	return nil
 }
 
 // readWhere reads what the rule is for.
@@ -166,7 +183,7 @@ func (rule *Rule) readWhere(d *definition, _ *Options) error {
 	}
 	rule.hosts = d.Hosts
 	for _, m := range d.Methods {
-		if m == "" || m != strings.ToUpper(m) || strings.ContainsFunc(m, func(r rune) bool { return r < 'A' || r > 'Z' }) {
+		if m == "" || strings.ContainsFunc(m, func(r rune) bool { return (r < 'A' || r > 'Z') && r != '-' }) {
 			return fmt.Errorf("method %q: a method is written in capital letters, as %q", m, http.MethodGet)
 		}
 	}
@@ -174,20 +191,10 @@ func (rule *Rule) readWhere(d *definition, _ *Options) error {
 	return nil
 }
 
-// checkHost accepts "app.example.com" and "*.example.com", in lower case and without a port.
+// checkHost accepts "app.example.com" and "*.example.com", in the form that Host gives.
 func checkHost(host string) error {
 	name := strings.TrimPrefix(host, "*.")
-	if name == "" || len(name) > 253 {
-		return errors.New("it has 1 to 253 bytes")
-	}
-	for label := range strings.SplitSeq(name, ".") {
-		if label == "" {
-			return errors.New("it has an empty label")
-		}
-	}
-	if strings.ContainsFunc(name, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '.' && r != '_' && r != ':' && r != '[' && r != ']'
-	}) {
+	if got, ok := Host(name); !ok || got != name || name != host && name[0] == '[' {
 		return errors.New(`it is written in lower case, without a port; only "*." may stand before it`)
 	}
 	return nil
@@ -224,7 +231,7 @@ func (rule *Rule) readWho(d *definition, opt *Options) error {
 // readRequire reads what must be true of who is known.
 func (rule *Rule) readRequire(d *definition, _ *Options) error {
 	r := &d.Require
-	if rule.anyone && (len(d.Authenticators) > 0 || len(r.Scopes)+len(r.Roles)+len(r.Audience)+len(r.Clients)+len(r.Claims) > 0 || r.AuthAge != "" || d.When != "") {
+	if rule.anyone && (len(d.Authenticators) > 0 || len(r.Scopes)+len(r.Roles)+len(r.Audience)+len(r.Clients)+len(r.Claims) > 0 || r.AuthAge != nil || d.When != nil) {
 		return errors.New(`allow = "anyone" asks for nobody: authenticators, require and when mean nothing beside it`)
 	}
 	if max(len(r.Scopes), len(r.Roles), len(r.Audience), len(r.Clients), len(r.Claims)) > maxList {
@@ -248,10 +255,10 @@ func (rule *Rule) readRequire(d *definition, _ *Options) error {
 		rule.require.claims = append(rule.require.claims, claim{name, want})
 	}
 	slices.SortFunc(rule.require.claims, func(a, b claim) int { return strings.Compare(a.name, b.name) })
-	if r.AuthAge != "" {
-		age, err := time.ParseDuration(r.AuthAge)
+	if r.AuthAge != nil {
+		age, err := time.ParseDuration(*r.AuthAge)
 		if err != nil || age < time.Second {
-			return fmt.Errorf(`require.auth_age is %q; write a duration of a second or more, as "15m"`, r.AuthAge)
+			return fmt.Errorf(`require.auth_age is %q; write a duration of a second or more, as "15m"`, *r.AuthAge)
 		}
 		rule.require.authAge = age
 	}
@@ -277,10 +284,13 @@ func checkClaim(want any) error {
 }
 
 func (rule *Rule) readWhen(d *definition, _ *Options) (err error) {
-	if d.When == "" {
+	switch {
+	case d.When == nil:
 		return nil
+	case strings.TrimSpace(*d.When) == "":
+		return errors.New("when is empty; leave it out to ask for nothing")
 	}
-	if rule.when, err = compile(d.When); err != nil {
+	if rule.when, err = compile(*d.When); err != nil {
 		return fmt.Errorf("when %w", err)
 	}
 	return nil

@@ -23,9 +23,11 @@ func ambiguous(why string) error { return fmt.Errorf("%w: %s", ErrAmbiguous, why
 type Path struct {
 	Text     string   // what is compared, "/" at least; an escaped slash stands in it as %2F
 	segments []string // without empty ones
-	// slashes says that a segment holds an escaped slash: only a rule that takes it literally may match.
-	slashes bool
+	slashes  bool
 }
+
+// Slashes says that a segment holds an escaped slash: only a rule that takes it literally may match.
+func (p *Path) Slashes() bool { return p.slashes }
 
 // Canonical reads the path of a request target as it was sent, without query. The error is ErrAmbiguous with what is
 // wrong: "..", ".", "//", ";", a backslash, a control character, "%" that escapes nothing or escapes an escape, bytes
@@ -53,14 +55,29 @@ func Canonical(raw string) (Path, error) {
 		return Path{}, ambiguous("it has too many segments")
 	}
 	for _, s := range p.segments {
-		switch s {
-		case "":
+		if s == "" {
 			return Path{}, ambiguous(`it holds "//"`)
-		case ".", "..":
-			return Path{}, ambiguous(`it holds a segment "` + s + `"`)
+		}
+		if dots(s) {
+			return Path{}, ambiguous(`it holds a segment "." or ".."`)
 		}
 	}
 	return p, nil
+}
+
+// dots tells whether a segment, or a part of it between escaped slashes, is "." or "..": also a rule that takes escaped
+// slashes literally stands before a service that may resolve them.
+func dots(s string) bool {
+	for {
+		part, rest, more := strings.Cut(s, "%2F")
+		if part == "." || part == ".." {
+			return true
+		}
+		if !more {
+			return false
+		}
+		s = rest
+	}
 }
 
 // decode undoes percent-encoding, but for an escaped slash, which becomes %2F.
@@ -107,6 +124,11 @@ func checkBytes(s string) error {
 	}
 	if !utf8.ValidString(s) {
 		return ambiguous("it is not UTF-8")
+	}
+	for _, c := range s {
+		if 0x80 <= c && c < 0xa0 || c == '\u2028' || c == '\u2029' {
+			return ambiguous("it holds a control character")
+		}
 	}
 	return nil
 }

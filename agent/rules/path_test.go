@@ -30,14 +30,19 @@ func TestCanonicalRefuses(t *testing.T) {
 		"//a":                            `"//"`,
 		"/a//b":                          `"//"`,
 		"/a//":                           `"//"`,
-		"/.":                             `"."`,
-		"/a/./b":                         `"."`,
-		"/..":                            `".."`,
-		"/a/../b":                        `".."`,
-		"/a/..":                          `".."`,
-		"/%2e%2e/a":                      `".."`,
-		"/%2E./a":                        `".."`,
-		"/a/%2e":                         `"."`,
+		"/.":                             `"." or ".."`,
+		"/a/./b":                         `"." or ".."`,
+		"/..":                            `"." or ".."`,
+		"/a/../b":                        `"." or ".."`,
+		"/a/..":                          `"." or ".."`,
+		"/%2e%2e/a":                      `"." or ".."`,
+		"/%2E./a":                        `"." or ".."`,
+		"/a/%2e":                         `"." or ".."`,
+		"/a/..%2fb":                      `"." or ".."`,
+		"/a/b%2F%2e%2E":                  `"." or ".."`,
+		"/a/b%2F.%2fc":                   `"." or ".."`,
+		"/a%c2%85b":                      "control",
+		"/a\u2028b":                      "control",
 		"/a;b":                           `";"`,
 		"/a%3bb":                         `";"`,
 		"/a\\b":                          "backslash",
@@ -81,7 +86,7 @@ func FuzzCanonical(f *testing.F) {
 			return
 		}
 		for part := range strings.SplitSeq(strings.ReplaceAll(p.Text, "%2F", "/")[1:], "/") {
-			if (part == "." || part == "..") && !strings.Contains(p.Text, "%2F") {
+			if part == "." || part == ".." {
 				t.Errorf("Canonical(%q) left %q in %q", raw, part, p.Text)
 			}
 		}
