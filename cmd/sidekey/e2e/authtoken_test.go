@@ -14,7 +14,7 @@ import (
 // on with them at an agent.
 func TestAuthTokenImport(t *testing.T) {
 	needPython(t, "django", "rest_framework.authtoken")
-	for _, database := range []string{"sqlite", "postgres", "csv"} {
+	for _, database := range []string{"sqlite", "postgres", "mysql", "csv"} {
 		t.Run(database, func(t *testing.T) {
 			settings, source := "INSTALLED_APPS += ['rest_framework.authtoken']\n", []string(nil)
 			dsn := filepath.Join(t.TempDir(), "dsn")
@@ -26,6 +26,15 @@ func TestAuthTokenImport(t *testing.T) {
 					t.Fatal(err)
 				}
 				source = []string{"--database", "postgres", "--dsn", "@" + dsn}
+			}
+			if database == "mysql" {
+				needPython(t, "MySQLdb")
+				m := newMariaDB(t)
+				settings += m.djangoDatabase()
+				if err := os.WriteFile(dsn, []byte(m.dsn()+"\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				source = []string{"--database", "mysql", "--dsn", "@" + dsn}
 			}
 			d := newDjango(t, settings, "urlpatterns = []\n")
 			switch database {

@@ -129,6 +129,18 @@ func TestDjangoUsers(t *testing.T) {
 	})
 }
 
+// TestDjangoUsersOnMariaDB is TestDjangoUsers on MariaDB, whose collation takes é for e and upper case for lower.
+func TestDjangoUsersOnMariaDB(t *testing.T) {
+	needPython(t, "django", "rest_framework", "argon2", "bcrypt", "MySQLdb")
+	m := newMariaDB(t)
+	d := newDjango(t, hasherSettings+m.djangoDatabase(), noURLs)
+	d.shell(makeUsers)
+	c := dev(t, "", usersConfig(t, "mysql", m.dsn(), "1s"))
+	compareLogins(t, d, c)
+	changesAtRecheck(t, d, c)
+	c.writesNoUser()
+}
+
 // compareLogins tries each name with the right and with wrong passwords at both.
 func compareLogins(t *testing.T, d *django, c *cluster) {
 	t.Helper()
