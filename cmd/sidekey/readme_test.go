@@ -15,41 +15,46 @@ import (
 	"time"
 )
 
-// devCommand is the README's second line: what the commands after it talk to.
-const devCommand = "go run ./cmd/sidekey dev"
+// A page's first ```sh block has the command that starts what the page's other commands talk to.
+var devCommand = regexp.MustCompile("(?m)^```sh\n(go run \\./cmd/sidekey dev.*)\n```")
 
-// readmeExample is one command of the README and the output that the README shows for it.
+// readmeExample is one command of a page and the output that the page shows for it.
 type readmeExample struct {
-	line    int // of the README
+	line    int // of the page
 	command string
 	output  string
 }
 
-// TestReadme runs what README.md shows, word for word: each line "$ COMMAND" of a ```console block in one bash, one
-// after the other, beside devCommand. The output must be as shown, where "..." stands for anything. Other blocks
-// (```sh) are not run. It needs bash, curl and the default ports, so only the long suite has it.
+// TestReadme runs what README.md and docs/tour.md show, word for word: each line "$ COMMAND" of a ```console block in one
+// bash, one after the other, beside the page's devCommand. The output must be as shown, where "..." stands for anything.
+// Other blocks (```sh) are not run. It needs bash, curl and the default ports, so only the long suite has it.
 func TestReadme(t *testing.T) {
 	if !long {
 		t.Skip("the README's commands need the default ports; set SIDEKEY_LONG=1 to run them")
 	}
-	text, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(string(text), devCommand) {
-		t.Errorf("README.md does not show %q", devCommand)
-	}
-	examples := readmeExamples(string(text))
-	examples = slices.DeleteFunc(examples, func(e readmeExample) bool { return e.command == devCommand })
-	if len(examples) == 0 {
-		t.Fatal("README.md has no ```console block with a command")
-	}
-	startDev(t)
-	for i, got := range runExamples(t, examples) {
-		e := examples[i]
-		if got.status != "0" || !outputMatches(e.output, got.output) {
-			t.Errorf("README.md:%d: $ %s\ngot status %s and\n%s\nwant\n%s", e.line, e.command, got.status, got.output, e.output)
-		}
+	for _, page := range []string{"README.md", "docs/tour.md"} {
+		t.Run(page, func(t *testing.T) {
+			text, err := os.ReadFile("../../" + page)
+			if err != nil {
+				t.Fatal(err)
+			}
+			dev := devCommand.FindSubmatch(text)
+			if dev == nil {
+				t.Fatalf("%s has no ```sh block with `go run ./cmd/sidekey dev`", page)
+			}
+			examples := readmeExamples(string(text))
+			if len(examples) == 0 {
+				t.Fatalf("%s has no ```console block with a command", page)
+			}
+			t.Setenv("TMPDIR", t.TempDir()) // so that the newest folder of a dev is this one's
+			startDev(t, string(dev[1]))
+			for i, got := range runExamples(t, examples) {
+				e := examples[i]
+				if got.status != "0" || !outputMatches(e.output, got.output) {
+					t.Errorf("%s:%d: $ %s\ngot status %s and\n%s\nwant\n%s", page, e.line, e.command, got.status, got.output, e.output)
+				}
+			}
+		})
 	}
 }
 
@@ -118,10 +123,10 @@ func runExamples(t *testing.T, examples []readmeExample) []result {
 	return results
 }
 
-// startDev runs devCommand until the end of the test, where an interrupt has to end it. It returns once the command has
+// startDev runs a page's devCommand until the end of the test, where an interrupt has to end it. It returns once the command has
 // said all that it says, as a reader would wait. `go run` makes a status of its own of an interrupt; dev.txtar looks at
 // the command's.
-func startDev(t *testing.T) {
+func startDev(t *testing.T, devCommand string) {
 	t.Helper()
 	for _, address := range []string{"127.0.0.1:7460", "127.0.0.1:7461"} {
 		ln, err := net.Listen("tcp", address)
