@@ -50,7 +50,7 @@ type cookieAnswer struct {
 }
 
 func (i *Issuer) cookieObtain(w http.ResponseWriter, r *http.Request) {
-	i.simple(endpoint{[]string{"username", "password"}, func(r *http.Request, in map[string]string) (any, error) {
+	i.simple(endpoint{required: []string{"username", "password"}, answer: func(r *http.Request, in map[string]string) (any, error) {
 		t, err := i.Login(r.Context(), Credentials{Username: in["username"], Password: in["password"], Address: clientAddress(r)})
 		if err != nil {
 			return nil, err
@@ -92,7 +92,7 @@ func (i *Issuer) withRefreshCookie(w http.ResponseWriter, r *http.Request, call 
 	if r.Method == http.MethodPost && !i.refuseBodyRefresh(w, r) {
 		return
 	}
-	i.simple(endpoint{nil, func(r *http.Request, _ map[string]string) (any, error) {
+	i.simple(endpoint{answer: func(r *http.Request, _ map[string]string) (any, error) {
 		token, err := cookie(r, refreshCookie)
 		if err != nil || token == "" {
 			return nil, keyring.Deny(keyring.Malformed, "", errors.New("there is no refresh cookie, or more than one"))

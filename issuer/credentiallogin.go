@@ -12,17 +12,21 @@ import (
 // ObtainToken proves a password, as Login does, and gives an opaque token instead of a session: POST /api-token-auth/.
 // lifetime 0: it does not expire. The errors are Login's, ErrTooManyCredentials in the place of ErrTooManySessions.
 func (i *Issuer) ObtainToken(ctx context.Context, c Credentials, lifetime time.Duration) (string, error) {
-	if err := i.limits.take(limitedName(c.Username), c.Address, i.now()); err != nil {
-		return "", err
-	}
-	if err := i.Ready(); err != nil {
-		return "", err
-	}
-	user, known, err := i.authenticate(ctx, c)
+	text, err := i.obtainToken(ctx, c, lifetime)
+	i.metrics.logins.WithLabelValues(outcome(err)).Inc()
+	return text, err
+}
+
+func (i *Issuer) obtainToken(ctx context.Context, c Credentials, lifetime time.Duration) (string, error) {
+	user, known, err := i.admit(ctx, c)
 	if err != nil {
 		return "", err
 	}
-	return i.loginToken(ctx, user, known, lifetime)
+	text, err := i.loginToken(ctx, user, known, lifetime)
+	if err == nil {
+		i.noteLogin(ctx, user)
+	}
+	return text, err
 }
 
 // loginTokenName is the name of the tokens that logins get, and loginTokens how many of them one user keeps.

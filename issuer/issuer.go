@@ -93,6 +93,9 @@ type Config struct {
 	SlidingLifetime        time.Duration // of one such token; 0: 5 minutes
 	SlidingRefreshLifetime time.Duration // of its session; 0: 24 hours
 
+	APITokenAuth     bool          // POST /api-token-auth/, the REST framework's obtain_auth_token: ObtainToken
+	APITokenLifetime time.Duration // of the tokens that it gives; 0: no end
+
 	Claims          map[string]string // custom claims of access tokens: see CheckClaims
 	UpdateLastLogin bool              // users' records say when they last logged in, to the hour
 
@@ -347,7 +350,7 @@ func (c *Config) check() error {
 		return fmt.Errorf(`"issuer.sliding_lifetime" (%s) must be at least 1s and no longer than "issuer.sliding_refresh_lifetime" (%s)`, c.SlidingLifetime, c.SlidingRefreshLifetime)
 	case c.SessionIdle < time.Second:
 		return fmt.Errorf(`"issuer.session_idle" (%s) must be at least 1s`, c.SessionIdle)
-	case c.RefreshGrace < 0, c.SessionLifetime < 0, c.PublishAhead < 0, c.RotateEvery < 0, c.Leeway < 0, c.RotateWait < 0, c.RecheckEvery < 0, c.MaxSessions < 0, c.MaxCredentials < 0, c.LoginLimit < 0, c.RefreshLimit < 0, c.SourceMultiple < 0:
+	case c.RefreshGrace < 0, c.SessionLifetime < 0, c.PublishAhead < 0, c.RotateEvery < 0, c.Leeway < 0, c.RotateWait < 0, c.RecheckEvery < 0, c.APITokenLifetime < 0, c.MaxSessions < 0, c.MaxCredentials < 0, c.LoginLimit < 0, c.RefreshLimit < 0, c.SourceMultiple < 0:
 		return errors.New("a duration or a count is negative")
 	}
 	if _, err := keyring.ParseAlg(string(c.Alg)); err != nil {

@@ -33,19 +33,8 @@ func (i *Issuer) login(ctx context.Context, c Credentials, kind string) (*Tokens
 
 // loginFor is login for what granted gives the user. Its error is given back as it is, and no session is begun.
 func (i *Issuer) loginFor(ctx context.Context, c Credentials, granted func(*userRecord) (grant, error)) (*Tokens, error) {
-	if err := i.limits.take(limitedName(c.Username), c.Address, i.now()); err != nil {
-		i.refusal(ctx, "login limited", "name_hash", i.audits.pseudonym(c.Username))
-		return nil, err
-	}
-	if err := i.Ready(); err != nil {
-		return nil, err
-	}
-	user, seq, err := i.authenticate(ctx, c)
+	user, seq, err := i.admit(ctx, c)
 	if err != nil {
-		if errors.Is(err, ErrCredentials) {
-			// The name itself is not written: people type passwords into that field.
-			i.refusal(ctx, "login refused", "name_hash", i.audits.pseudonym(c.Username))
-		}
 		return nil, err
 	}
 	g, err := granted(user)
@@ -53,6 +42,23 @@ func (i *Issuer) loginFor(ctx context.Context, c Credentials, granted func(*user
 		return nil, err
 	}
 	return i.begin(ctx, user, seq, g)
+}
+
+// admit is authenticate for a login: within its limits, and told to the audit where it is refused.
+func (i *Issuer) admit(ctx context.Context, c Credentials) (*userRecord, uint64, error) {
+	if err := i.limits.take(limitedName(c.Username), c.Address, i.now()); err != nil {
+		i.refusal(ctx, "login limited", "name_hash", i.audits.pseudonym(c.Username))
+		return nil, 0, err
+	}
+	if err := i.Ready(); err != nil {
+		return nil, 0, err
+	}
+	user, seq, err := i.authenticate(ctx, c)
+	if errors.Is(err, ErrCredentials) {
+		// The name itself is not written: people type passwords into that field.
+		i.refusal(ctx, "login refused", "name_hash", i.audits.pseudonym(c.Username))
+	}
+	return user, seq, err
 }
 
 // grant is what a session is begun with, beside whose it is.

@@ -70,7 +70,7 @@ func outcome(err error) string {
 		return "ok"
 	case errors.As(err, &oauth):
 		return "denied"
-	case errors.As(err, &busy) && busy.Limited, errors.Is(err, ErrTooManySessions):
+	case errors.As(err, &busy) && busy.Limited, errors.Is(err, ErrTooManySessions), errors.Is(err, ErrTooManyCredentials):
 		return "limited"
 	case errors.As(err, &busy):
 		return "busy"

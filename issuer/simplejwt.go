@@ -23,17 +23,20 @@ const (
 	nonFieldErrors = "non_field_errors"
 )
 
-// routeSimpleJWT adds the four endpoints, with and without the trailing slash.
+// routeSimpleJWT adds the four endpoints and those that are switched on, with and without the trailing slash.
 func (i *Issuer) routeSimpleJWT(mux *http.ServeMux) {
 	endpoints := map[string]endpoint{
-		"/api/token":           {[]string{"username", "password"}, i.simpleObtain},
-		"/api/token/refresh":   {[]string{"refresh"}, i.simpleRefresh},
-		"/api/token/verify":    {[]string{"token"}, i.simpleVerify},
-		"/api/token/blacklist": {[]string{"refresh"}, i.simpleBlacklist},
+		"/api/token":           {required: []string{"username", "password"}, answer: i.simpleObtain},
+		"/api/token/refresh":   {required: []string{"refresh"}, answer: i.simpleRefresh},
+		"/api/token/verify":    {required: []string{"token"}, answer: i.simpleVerify},
+		"/api/token/blacklist": {required: []string{"refresh"}, answer: i.simpleBlacklist},
 	}
 	if i.cfg.Sliding {
-		endpoints["/api/token/sliding"] = endpoint{[]string{"username", "password"}, i.simpleSliding}
-		endpoints["/api/token/sliding/refresh"] = endpoint{[]string{"token"}, i.simpleSlidingRefresh}
+		endpoints["/api/token/sliding"] = endpoint{required: []string{"username", "password"}, answer: i.simpleSliding}
+		endpoints["/api/token/sliding/refresh"] = endpoint{required: []string{"token"}, answer: i.simpleSlidingRefresh}
+	}
+	if i.cfg.APITokenAuth {
+		endpoints["/api-token-auth"] = i.authToken()
 	}
 	for path, e := range endpoints {
 		handler := i.simple(e)
@@ -48,6 +51,7 @@ func (i *Issuer) routeSimpleJWT(mux *http.ServeMux) {
 // endpoint is one of them: the members that it requires, and what it answers.
 type endpoint struct {
 	required []string
+	verbatim string // the one of them that keeps the blanks around it
 	answer   func(r *http.Request, in map[string]string) (any, error)
 }
 
@@ -64,7 +68,7 @@ func (i *Issuer) simple(e endpoint) http.HandlerFunc {
 			writeJSON(w, http.StatusMethodNotAllowed, detail{fmt.Sprintf("Method %q not allowed.", r.Method)})
 			return
 		}
-		in, status, problems := readFields(r, e.required)
+		in, status, problems := readFields(r, e.required, e.verbatim)
 		if problems != nil {
 			writeJSON(w, status, problems)
 			return
@@ -114,7 +118,7 @@ func (i *Issuer) simpleRefresh(r *http.Request, in map[string]string) (any, erro
 	}{t.Access, t.Refresh}, nil
 }
 
-// slid is the answer of the sliding endpoints.
+// slid is the answer of the sliding endpoints, and of /api-token-auth/.
 type slid struct {
 	Token string `json:"token"`
 }
@@ -159,6 +163,8 @@ func (i *Issuer) failSimple(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, ErrCredentials):
 		w.Header().Set("WWW-Authenticate", wwwBearer)
 		writeJSON(w, http.StatusUnauthorized, detail{"No active account found with the given credentials"})
+	case errors.Is(err, errUnableToLogIn):
+		writeJSON(w, http.StatusBadRequest, map[string][]string{nonFieldErrors: {errUnableToLogIn.Error()}})
 	case errors.Is(err, ErrNoAccount):
 		w.Header().Set("WWW-Authenticate", wwwBearer)
 		writeJSON(w, http.StatusUnauthorized, detail{"No active account found for the given token."})
@@ -169,6 +175,8 @@ func (i *Issuer) failSimple(w http.ResponseWriter, r *http.Request, err error) {
 		writeJSON(w, http.StatusBadRequest, map[string][]string{nonFieldErrors: {errBlacklisted.Error()}})
 	case errors.Is(err, ErrTooManySessions):
 		writeJSON(w, http.StatusTooManyRequests, detail{"Too many sessions; end one of them first."})
+	case errors.Is(err, ErrTooManyCredentials):
+		writeJSON(w, http.StatusTooManyRequests, detail{"Too many tokens; revoke one of them first."})
 	case errors.As(err, &busy):
 		w.Header().Set("Retry-After", retryAfter(busy))
 		text := "The server is busy."
@@ -208,9 +216,9 @@ func throttled(seconds string) string {
 }
 
 // readFields reads a body's members as the REST framework's parsers and CharField do: JSON or a
-// form, numbers taken as text, blanks trimmed. Where that fails it gives the status and the body
+// form, numbers taken as text, blanks trimmed but for verbatim's. Where that fails it gives the status and the body
 // to answer with.
-func readFields(r *http.Request, required []string) (in map[string]string, status int, problems any) {
+func readFields(r *http.Request, required []string, verbatim string) (in map[string]string, status int, problems any) {
 	data, err := readBody(r)
 	var body *bodyError
 	if errors.As(err, &body) {
@@ -223,7 +231,7 @@ func readFields(r *http.Request, required []string) (in map[string]string, statu
 	in = make(map[string]string, len(required))
 	bad := make(fieldErrors, 0, len(required))
 	for _, name := range required {
-		text, problem := charField(fields[name])
+		text, problem := charField(fields[name], name != verbatim)
 		if problem != "" {
 			bad = append(bad, fieldError{name, problem})
 		}
@@ -332,8 +340,8 @@ func formFields(values url.Values) map[string]json.RawMessage {
 	return fields
 }
 
-// charField is the REST framework's CharField: it gives the text, or what is wrong.
-func charField(raw json.RawMessage) (text, problem string) {
+// charField is the REST framework's CharField: it gives the text, or what is wrong. trim is its trim_whitespace.
+func charField(raw json.RawMessage, trim bool) (text, problem string) {
 	switch {
 	case raw == nil:
 		return "", "This field is required."
@@ -350,7 +358,9 @@ func charField(raw json.RawMessage) (text, problem string) {
 	default:
 		text = string(raw) // a number, taken as its text
 	}
-	text = strings.TrimSpace(text)
+	if trim {
+		text = strings.TrimSpace(text)
+	}
 	switch {
 	case text == "":
 		return "", "This field may not be blank."

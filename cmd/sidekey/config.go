@@ -55,6 +55,8 @@ type IssuerConfig struct {
 	Sliding         bool          `toml:"sliding" help:"serve Simple JWT's sliding tokens, /api/token/sliding/ and /api/token/sliding/refresh/"`
 	SlidingLifetime time.Duration `toml:"sliding_lifetime" help:"how long a sliding token lives"`
 	SlidingRefresh  time.Duration `toml:"sliding_refresh_lifetime" help:"how long a sliding token can be exchanged for a later one"`
+	APITokenAuth    bool          `toml:"api_token_auth" help:"serve Django REST Framework's /api-token-auth/"`
+	APITokenLife    time.Duration `toml:"api_token_lifetime" help:"how long a token of /api-token-auth/ lives (0: no end)"`
 	UpdateLastLogin bool          `toml:"update_last_login" help:"users' records say when they last logged in, to the hour"`
 	Claims          claimsTable   `toml:"claims" help:"custom claims of access tokens, by name; in the file only"`
 	AllowPassword   bool          `toml:"allow_password_grant" help:"POST /oauth2/token takes grant_type=password"`

@@ -159,6 +159,9 @@ func (c *Config) validateLifetimes() error {
 		return c.fault("issuer.sliding_refresh_lifetime", "want a duration of issuer.sliding_lifetime (%s) to %s, got %s",
 			is.SlidingLifetime, maxLifetime, is.SlidingRefresh)
 	}
+	if is.APITokenLife != 0 && (is.APITokenLife < time.Second || is.APITokenLife > maxLifetime) {
+		return c.fault("issuer.api_token_lifetime", "want 0s or a duration of 1s to %s, got %s", maxLifetime, is.APITokenLife)
+	}
 	if err := issuer.CheckClaims(is.Claims, is.UserIDClaim); err != nil {
 		return c.fault("issuer.claims", "%v", err)
 	}

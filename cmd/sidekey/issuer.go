@@ -296,6 +296,7 @@ func (p *issuerProcess) issuerConfig() issuer.Config {
 		SessionIdle: c.SessionIdle, SessionLifetime: c.SessionLifetime, CookieRefresh: c.CookieRefresh,
 		AllowPasswordGrant: c.AllowPassword, UpdateLastLogin: c.UpdateLastLogin, Claims: c.Claims,
 		Sliding: c.Sliding, SlidingLifetime: c.SlidingLifetime, SlidingRefreshLifetime: c.SlidingRefresh,
+		APITokenAuth: c.APITokenAuth, APITokenLifetime: c.APITokenLife,
 		Alg: keyring.Alg(k.Alg), Bits: k.Bits, RotateEvery: k.RotateEvery, PublishAhead: k.PublishAhead,
 		Leeway: p.cfg.Agent.Leeway, MinPassword: c.PasswordMinLength, RefuseCommon: c.PasswordCommon == "refuse",
 		LoginLimit: c.LoginPerMinute, RefreshLimit: c.RefreshPerMinute, SourceMultiple: c.SourceMultiple,

@@ -27,7 +27,7 @@ func simpleCases() []simpleCase {
 	} {
 		all = append(all, shapes(e.name, e.path, e.field, e.other)...)
 	}
-	return append(append(append(all, logins()...), refreshes()...), slidings()...)
+	return append(append(append(all, logins([2]string{"obtain", "/api/token/"}, [2]string{"sliding", "/api/token/sliding/"})...), refreshes()...), slidings()...)
 }
 
 // shapes are the ways in which a request to an endpoint can be malformed, or nearly.
@@ -78,9 +78,10 @@ func post(name, path, body string) simpleCase {
 	return simpleCase{name, http.MethodPost, path, kindJSON, body}
 }
 
-func logins() []simpleCase {
+// logins are the ways to prove a password, at endpoints by name and path.
+func logins(endpoints ...[2]string) []simpleCase {
 	var all []simpleCase
-	for _, e := range [][2]string{{"obtain", "/api/token/"}, {"sliding", "/api/token/sliding/"}} {
+	for _, e := range endpoints {
 		login := func(what, name, password string) {
 			all = append(all, post(e[0]+": "+what, e[1], fmt.Sprintf(`{"username":%q,"password":%q}`, name, password)))
 		}

@@ -26,7 +26,7 @@ func (d difference) excuses(name, what, theirs, ours string) bool {
 }
 
 // compare fails the test for each difference that is not in meant, and counts those that are.
-func compare(t *testing.T, c simpleCase, theirs, ours answer, used []int) {
+func compare(t *testing.T, meant []difference, c simpleCase, theirs, ours answer, used []int) {
 	t.Helper()
 	for _, part := range []struct{ what, theirs, ours string }{
 		{"status", fmt.Sprint(theirs.status), fmt.Sprint(ours.status)},
@@ -41,7 +41,7 @@ func compare(t *testing.T, c simpleCase, theirs, ours answer, used []int) {
 		}
 		at := slices.IndexFunc(meant, func(m difference) bool { return m.excuses(c.name, part.what, part.theirs, part.ours) })
 		if at < 0 {
-			t.Errorf("%s: %s: Simple JWT %.300s, sidekey %.300s", c.name, part.what, part.theirs, part.ours)
+			t.Errorf("%s: %s: theirs %.300s, sidekey %.300s", c.name, part.what, part.theirs, part.ours)
 			continue
 		}
 		used[at]++

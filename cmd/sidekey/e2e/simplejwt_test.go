@@ -60,7 +60,7 @@ func TestSimpleJWT(t *testing.T) {
 	}
 	used := make([]int, len(meant))
 	for _, one := range cases {
-		compare(t, one, theirs.ask(one), ours.ask(one), used)
+		compare(t, meant, one, theirs.ask(one), ours.ask(one), used)
 	}
 	for at, n := range used {
 		if n == 0 {
