@@ -64,7 +64,7 @@ func TestAdminAPI(t *testing.T) {
 		{"POST", "/admin/v1/revocations", `{"jti":"x","wait":"all"}`, 400, `fleet`},
 		{"POST", "/admin/v1/revocations", `{"jti":"x","timeout":"soon"}`, 400, `timeout`},
 		{"POST", "/admin/v1/revocations", `{"jti":"x","wait":"fleet","timeout":"51s"}`, 400, `50s`},
-		{"POST", "/admin/v1/revocations", `{"jti":"x","wait":"fleet","timeout":"10ms"}`, 202, `"confirmed":false,"applied":[],"fenced":[],"pending":["web-1"],"serving":[],"elapsed_ms":1`},
+		{"POST", "/admin/v1/revocations", `{"jti":"x","wait":"fleet","timeout":"10ms"}`, 202, `"confirmed":false,"applied":[],"fenced":[],"pending":["web-1"],"serving":[],"elapsed_ms":`},
 		{"POST", "/admin/v1/revocations", `{"token":"nonsense"}`, 400, `malformed`},
 		{"POST", "/admin/v1/revocations", `{"jti":"some-jti","reason":"test","wait":"none","timeout":"5s"}`, 200, `"confirmed":false,"applied":[],"fenced":[],"pending":["web-1"],"serving":[],"elapsed_ms":`},
 		{"GET", "/admin/v1/revocations", "", 200, `"jti":"some-jti"`},
