@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/sidekey/sidekey/bus/bustest"
-	"github.com/sidekey/sidekey/bus/lease/fleettest"
+	"github.com/sidekey/sidekey/agent/fleettest"
 )
 
 // spoiler alters, forges, repeats, reorders and withholds what it is handed, by chance.

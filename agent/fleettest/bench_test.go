@@ -8,7 +8,7 @@ import (
 
 	"github.com/sidekey/sidekey/agent"
 	"github.com/sidekey/sidekey/bus"
-	"github.com/sidekey/sidekey/bus/lease/fleettest"
+	"github.com/sidekey/sidekey/agent/fleettest"
 	"github.com/sidekey/sidekey/bus/replica"
 )
 

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/sidekey/sidekey/bus/bustest"
-	"github.com/sidekey/sidekey/bus/lease/fleettest"
+	"github.com/sidekey/sidekey/agent/fleettest"
 )
 
 // long says that the long variants are wanted too: SIDEKEY_LONG=1, as .ci/run sets it.

@@ -12,7 +12,7 @@ import (
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/bustest"
 	"github.com/sidekey/sidekey/bus/lease"
-	"github.com/sidekey/sidekey/bus/lease/fleettest"
+	"github.com/sidekey/sidekey/agent/fleettest"
 	"github.com/sidekey/sidekey/keyring"
 	"github.com/sidekey/sidekey/keyring/keyringtest"
 )
