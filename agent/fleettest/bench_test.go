@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/sidekey/sidekey/agent"
-	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/agent/fleettest"
+	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/replica"
 )
 

@@ -5,8 +5,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sidekey/sidekey/bus/bustest"
 	"github.com/sidekey/sidekey/agent/fleettest"
+	"github.com/sidekey/sidekey/bus/bustest"
 )
 
 // long says that the long variants are wanted too: SIDEKEY_LONG=1, as .ci/run sets it.

@@ -9,10 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sidekey/sidekey/agent/fleettest"
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/bustest"
 	"github.com/sidekey/sidekey/bus/lease"
-	"github.com/sidekey/sidekey/agent/fleettest"
 	"github.com/sidekey/sidekey/keyring"
 	"github.com/sidekey/sidekey/keyring/keyringtest"
 )

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sidekey/sidekey/bus/bustest"
 	"github.com/sidekey/sidekey/agent/fleettest"
+	"github.com/sidekey/sidekey/bus/bustest"
 )
 
 // spoiler alters, forges, repeats, reorders and withholds what it is handed, by chance.
