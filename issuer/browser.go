@@ -94,39 +94,19 @@ func (i *Issuer) RenewBrowser(ctx context.Context, token, csrf string) (*Browser
 }
 
 func (i *Issuer) renewBrowser(ctx context.Context, token, csrf string) (*BrowserSession, error) {
-	p, err := i.proveUnsafe(token, csrf)
+	tokens, err := i.renew(ctx, renewal{
+		limited: i.renewalLimited, once: i.extendOnce,
+		prove: func() (*presented, error) { return i.proveUnsafe(token, csrf) },
+	})
 	if err != nil {
 		return nil, err
 	}
-	if err := i.refreshes.take(p.Claims.SessionID, originOf(ctx).Address, i.now()); err != nil {
-		i.refusal(ctx, "renewal limited", "sub", p.Claims.Subject, "sid", p.Claims.SessionID)
-		return nil, err
-	}
-	turn := i.turn(p.Claims.SessionID)
-	turn.Lock()
-	defer turn.Unlock()
-	for attempt := range maxAttempts {
-		settle := i.vouch()
-		tokens, err := i.extendOnce(ctx, p)
-		if err == nil {
-			err = settle() // as in Refresh
-		}
-		if err == nil {
-			return tokens.Browser, nil
-		}
-		if !errors.Is(err, errAgain) {
-			return nil, err
-		}
-		if !pause(ctx, attempt) {
-			break
-		}
-	}
-	return nil, fmt.Errorf("renewing session %q: %w", p.Claims.SessionID, ErrUnavailable)
+	return tokens.Browser, nil
 }
 
 // EndBrowser ends the session of a session token on every agent: logout. One that has ended already stays so.
 func (i *Issuer) EndBrowser(ctx context.Context, token, csrf string) error {
-	p, err := i.proveUnsafe(token, csrf)
+	p, err := i.proveLimited(ctx, i.renewalLimited, func() (*presented, error) { return i.proveUnsafe(token, csrf) })
 	if err != nil {
 		return err
 	}
@@ -181,7 +161,14 @@ func (i *Issuer) extendOnce(ctx context.Context, p *presented) (*Tokens, error) 
 	if err != nil {
 		return nil, err
 	}
-	if slices.Contains(p.tried, s.AccessID) || i.renewedJustNow(s, now) {
+	if slices.Contains(p.tried, s.AccessID) {
+		return i.tokens(key, nil, s, user, ask{})
+	}
+	before := s.latest()
+	if err := i.fromElsewhere(ctx, s, p); err != nil {
+		return nil, err
+	}
+	if s.latest() == before && i.renewedJustNow(s, now) {
 		return i.tokens(key, nil, s, user, ask{})
 	}
 	s.extend(now, &i.cfg)

@@ -476,18 +476,6 @@ func TestBrowserBehindATrustedProxy(t *testing.T) {
 	}
 }
 
-// TestBrowserRenewalsAreLimited: as refreshes of one session are.
-func TestBrowserRenewalsAreLimited(t *testing.T) {
-	ti := start(t, newBus(), func(c *issuer.Config, _ *issuer.Parts) { c.RefreshLimit = 3 })
-	j := newJar(ti.PublicHandler())
-	csrf := decode[issuer.BrowserSession](t, j.login(t)).CSRF
-	for n, want := range []int{200, 200, 200, 429} {
-		if w := j.send("POST", "/session/renew", "", "", "X-CSRF-Token", csrf); w.Code != want || (want == 429) != (w.Header().Get("Retry-After") != "") {
-			t.Errorf("renewal %d: got %d %s, want %d", n+1, w.Code, w.Body, want)
-		}
-	}
-}
-
 func TestBrowserRenewAfterALostAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bus := newBus()

@@ -1,9 +1,6 @@
 package issuer
 
-import (
-	"net/netip"
-	"time"
-)
+import "time"
 
 // clientLimits slow down the guessing of secrets. Only failures count, and a right secret passes a limit on its client,
 // since anybody knows a client_id and could lock its owner out; an address that failed too often is sent away unheard.
@@ -44,24 +41,4 @@ func (l *clientLimits) failed(id, address string, now time.Time) error {
 		return &BusyError{Limited: true, RetryAfter: wait}
 	}
 	return nil
-}
-
-// limitedSource names where a request comes from; false: from loopback, or from nowhere that is known.
-func limitedSource(address string) (string, bool) {
-	ip, err := netip.ParseAddr(address)
-	if err != nil || ip.IsLoopback() {
-		return "", false
-	}
-	return limitedPrefix(ip), true
-}
-
-// peek gives the time until there is a token, and takes none.
-func (b *buckets) peek(name string, now time.Time) time.Duration {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	l, ok := b.seen.Peek(name)
-	if !ok || l.TokensAt(now) >= 1 {
-		return 0
-	}
-	return b.until(l, 1, now)
 }

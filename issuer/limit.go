@@ -33,15 +33,44 @@ func (l *limits) take(username, address string, now time.Time) error {
 	if l == nil {
 		return nil
 	}
-	if ip, err := netip.ParseAddr(address); err == nil && !ip.IsLoopback() {
-		if wait := l.addresses.take(limitedPrefix(ip), now); wait > 0 {
-			return &BusyError{Limited: true, RetryAfter: wait}
-		}
+	if err := l.takeSource(address, now); err != nil {
+		return err
 	}
 	if wait := l.names.take(username, now); wait > 0 {
 		return &BusyError{Limited: true, RetryAfter: wait}
 	}
 	return nil
+}
+
+// takeSource is take for the address alone.
+func (l *limits) takeSource(address string, now time.Time) error {
+	return l.ofSource(address, now, (*buckets).take)
+}
+
+// peekSource gives the *BusyError that sends an address away, and counts nothing.
+func (l *limits) peekSource(address string, now time.Time) error {
+	return l.ofSource(address, now, (*buckets).peek)
+}
+
+func (l *limits) ofSource(address string, now time.Time, ask func(*buckets, string, time.Time) time.Duration) error {
+	if l == nil {
+		return nil
+	}
+	if source, ok := limitedSource(address); ok {
+		if wait := ask(l.addresses, source, now); wait > 0 {
+			return &BusyError{Limited: true, RetryAfter: wait}
+		}
+	}
+	return nil
+}
+
+// limitedSource names where a request comes from; false: from loopback, or from nowhere that is known.
+func limitedSource(address string) (string, bool) {
+	ip, err := netip.ParseAddr(address)
+	if err != nil || ip.IsLoopback() {
+		return "", false
+	}
+	return limitedPrefix(ip), true
 }
 
 // limitedPrefix is what one client holds: an IPv4 address, or an IPv6 network of 64 bits.
@@ -83,6 +112,17 @@ func (b *buckets) take(name string, now time.Time) time.Duration {
 		b.seen.Add(name, l)
 	}
 	if l.AllowN(now, 1) {
+		return 0
+	}
+	return b.until(l, 1, now)
+}
+
+// peek gives the time until there is a token, and takes none.
+func (b *buckets) peek(name string, now time.Time) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l, ok := b.seen.Peek(name)
+	if !ok || l.TokensAt(now) >= 1 {
 		return 0
 	}
 	return b.until(l, 1, now)

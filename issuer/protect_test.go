@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -117,8 +118,52 @@ func TestRefreshLimits(t *testing.T) {
 	})
 }
 
-// TestRefreshFromElsewhere: what is told, what is refused, and who can go on.
-func TestRefreshFromElsewhere(t *testing.T) {
+// renewals are the ways to renew a session: each logs in at one address and renews at others. A renewal's answer is 200, or 401 where
+// the session is over or refused.
+var renewals = map[string]func(t *testing.T, h http.Handler, address, userAgent string) func(address, userAgent string) *httptest.ResponseRecorder{
+	"refresh": func(t *testing.T, h http.Handler, address, userAgent string) func(address, userAgent string) *httptest.ResponseRecorder {
+		w := from(h, address, "POST", "/api/token/", aliceLogin, "User-Agent", userAgent)
+		token := decode[struct{ Refresh string }](t, w).Refresh
+		return func(address, userAgent string) *httptest.ResponseRecorder {
+			return from(h, address, "POST", "/api/token/refresh/", `{"refresh":"`+token+`"}`, "User-Agent", userAgent)
+		}
+	},
+	"oauth": func(t *testing.T, h http.Handler, address, userAgent string) func(address, userAgent string) *httptest.ResponseRecorder {
+		w := from(h, address, "POST", "/api/token/", aliceLogin, "User-Agent", userAgent)
+		token := decode[struct{ Refresh string }](t, w).Refresh
+		return func(address, userAgent string) *httptest.ResponseRecorder {
+			r := httptest.NewRequest("POST", "/oauth2/token", strings.NewReader("grant_type=refresh_token&refresh_token="+token))
+			r.RemoteAddr = netip.AddrPortFrom(netip.MustParseAddr(address), 1234).String()
+			r.Header.Set("Content-Type", pageForm)
+			r.Header.Set("User-Agent", userAgent)
+			w := httptest.NewRecorder()
+			if h.ServeHTTP(w, r); w.Code == 400 && strings.Contains(w.Body.String(), "invalid_grant") {
+				w.Code = 401 // RFC 6749 §5.2 has its own status
+			}
+			return w
+		}
+	},
+	"sliding": func(t *testing.T, h http.Handler, address, userAgent string) func(address, userAgent string) *httptest.ResponseRecorder {
+		w := from(h, address, "POST", "/api/token/sliding/", aliceLogin, "User-Agent", userAgent)
+		token := decode[struct{ Token string }](t, w).Token
+		return func(address, userAgent string) *httptest.ResponseRecorder {
+			return from(h, address, "POST", "/api/token/sliding/refresh/", `{"token":"`+token+`"}`, "User-Agent", userAgent)
+		}
+	},
+	"browser": func(t *testing.T, h http.Handler, address, userAgent string) func(address, userAgent string) *httptest.ResponseRecorder {
+		w := from(h, address, "POST", "/session/login", aliceLogin, "User-Agent", userAgent)
+		csrf := decode[issuer.BrowserSession](t, w).CSRF
+		session := w.Result().Cookies()[0]
+		return func(address, userAgent string) *httptest.ResponseRecorder {
+			return from(h, address, "POST", "/session/renew", "", "User-Agent", userAgent, "X-CSRF-Token", csrf, "Cookie", session.Name+"="+session.Value)
+		}
+	},
+}
+
+const aliceLogin = `{"username":"alice","password":"wonderland"}`
+
+// TestRenewFromElsewhere: what is told, what is refused, and who can go on, whatever way the session is renewed.
+func TestRenewFromElsewhere(t *testing.T) {
 	for _, c := range []struct {
 		name                string
 		network, agent      issuer.Anomaly
@@ -134,30 +179,98 @@ func TestRefreshFromElsewhere(t *testing.T) {
 		{"an IPv6 network", issuer.RequireLogin, "", "2001:db8::1", "app/1", true, false, true},
 		{"no agent", "", issuer.Revoke, "192.0.2.1", "", false, false, false},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			ti := start(t, newBus(), withTrail(new(bustest.AuditTrail), nil), func(cfg *issuer.Config, _ *issuer.Parts) {
-				cfg.OnNewNetwork, cfg.OnNewAgent = c.network, c.agent
+		for way, begin := range renewals {
+			t.Run(way+"/"+c.name, func(t *testing.T) {
+				ti := start(t, newBus(), withTrail(new(bustest.AuditTrail), nil), func(cfg *issuer.Config, _ *issuer.Parts) {
+					cfg.OnNewNetwork, cfg.OnNewAgent, cfg.Sliding = c.network, c.agent, true
+				})
+				renew := begin(t, ti.PublicHandler(), "192.0.2.1", "app/1")
+				w := renew(c.address, c.userAgent)
+				if got := w.Code == 401; got != c.refused || !got && w.Code != 200 {
+					t.Errorf("renewing: got %d %s, want a refusal: %v", w.Code, w.Body, c.refused)
+				}
+				if told := len(events(t, ti, "event=refresh+from+elsewhere")) > 0; told != c.told {
+					t.Errorf("told: %v, want %v", told, c.told)
+				}
+				if !c.refused {
+					return
+				}
+				if w = renew("192.0.2.1", "app/1"); (w.Code == 401) != c.over {
+					t.Errorf("renewing where the session is at home: got %d %s, want that it is over: %v", w.Code, w.Body, c.over)
+				}
 			})
-			h := ti.PublicHandler()
-			var tokens struct{ Refresh, Access string }
-			w := from(h, "192.0.2.1", "POST", "/api/token/", `{"username":"alice","password":"wonderland"}`, "User-Agent", "app/1")
-			if err := json.Unmarshal(w.Body.Bytes(), &tokens); err != nil {
-				t.Fatal(err)
-			}
-			body := `{"refresh":"` + tokens.Refresh + `"}`
-			w = from(h, c.address, "POST", "/api/token/refresh/", body, "User-Agent", c.userAgent)
-			if got := w.Code == 401 && strings.Contains(w.Body.String(), "token_not_valid"); got != c.refused || !got && w.Code != 200 {
-				t.Errorf("refreshing: got %d %s, want a refusal: %v", w.Code, w.Body, c.refused)
-			}
-			if told := len(events(t, ti, "event=refresh+from+elsewhere")) > 0; told != c.told {
-				t.Errorf("told: %v, want %v", told, c.told)
-			}
-			if !c.refused {
-				return
-			}
-			if w = from(h, "192.0.2.1", "POST", "/api/token/refresh/", body, "User-Agent", "app/1"); (w.Code == 401) != c.over {
-				t.Errorf("refreshing where the session is at home: got %d %s, want that it is over: %v", w.Code, w.Body, c.over)
-			}
+		}
+	}
+}
+
+// TestEveryRenewalIsLimited: the configured number a minute of one session, whatever way it is renewed.
+func TestEveryRenewalIsLimited(t *testing.T) {
+	for way, begin := range renewals {
+		t.Run(way, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ti := start(t, newBus(), func(c *issuer.Config, _ *issuer.Parts) { c.RefreshLimit, c.Sliding = 3, true })
+				renew := begin(t, ti.PublicHandler(), "192.0.2.1", "app/1")
+				for n := range 3 {
+					if w := renew("192.0.2.1", "app/1"); w.Code != 200 {
+						t.Fatalf("renewal %d: got %d %s", n+1, w.Code, w.Body)
+					}
+				}
+				if w := renew("192.0.2.1", "app/1"); w.Code != 429 || w.Header().Get("Retry-After") != "21" {
+					t.Errorf("the fourth: got %d %s, Retry-After %q, want 429 and 21", w.Code, w.Body, w.Header().Get("Retry-After"))
+				}
+			})
+		})
+	}
+}
+
+// TestFloodOfBadTokens: a source that presents what is not good is sent away before the token is looked at, at every endpoint that takes one to
+// renew or end a session; other sources, and those without a limit, are not.
+func TestFloodOfBadTokens(t *testing.T) {
+	for _, c := range []struct {
+		path, body string
+		header     []string
+		bad        int
+		told       string
+	}{
+		{"/api/token/refresh/", `{"refresh":"a.b.c"}`, nil, 401, "refresh limited"},
+		{"/api/token/blacklist/", `{"refresh":"a.b.c"}`, nil, 401, "refresh limited"},
+		{"/api/token/sliding/refresh/", `{"token":"a.b.c"}`, nil, 401, "refresh limited"},
+		{"/session/renew", "", []string{"Cookie", "__Host-sidekey_session=a.b.c"}, 401, "renewal limited"},
+		{"/session/logout", "", []string{"Cookie", "__Host-sidekey_session=a.b.c"}, 204, "renewal limited"},
+	} {
+		t.Run(c.path, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ti := start(t, newBus(), withTrail(new(bustest.AuditTrail), nil), func(cfg *issuer.Config, _ *issuer.Parts) {
+					cfg.RefreshLimit, cfg.SourceMultiple, cfg.Sliding = 2, 2, true
+				})
+				defer ti.Close() // the audit's goroutine may not outlive the bubble
+				h := ti.PublicHandler()
+				good := renewals["refresh"](t, h, "192.0.2.1", "app/1")
+				ask := func(address string, want int) {
+					t.Helper()
+					if w := from(h, address, "POST", c.path, c.body, c.header...); w.Code != want {
+						t.Errorf("from %s: got %d %s, want %d", address, w.Code, w.Body, want)
+					}
+				}
+				for range 4 {
+					ask("192.0.2.1", c.bad)
+				}
+				ask("192.0.2.1", 429)
+				ask("192.0.2.2", c.bad)
+				for range 8 {
+					ask("127.0.0.1", c.bad)
+				}
+				if w := good("192.0.2.1", "app/1"); w.Code != 429 {
+					t.Errorf("a good token from there: got %d %s, want 429", w.Code, w.Body)
+				}
+				if told := events(t, ti, "event="+url.QueryEscape(c.told)); len(told) == 0 || told[0].Address != "192.0.2.1" || told[0].Outcome != issuer.Refused {
+					t.Errorf("the audit of %q has %v, want the source", c.told, told)
+				}
+				time.Sleep(15 * time.Second)
+				if w := good("192.0.2.1", "app/1"); w.Code != 200 {
+					t.Errorf("a good token a quarter of a minute later: got %d %s, want 200", w.Code, w.Body)
+				}
+			})
 		})
 	}
 }

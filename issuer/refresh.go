@@ -3,7 +3,6 @@ package issuer
 import (
 	"context"
 	"errors"
-	"fmt"
 	"hash/maphash"
 	"slices"
 	"strings"
@@ -35,38 +34,19 @@ func (i *Issuer) refreshFor(ctx context.Context, token string, a ask) (*Tokens, 
 }
 
 func (i *Issuer) doRefresh(ctx context.Context, token string, a ask) (*Tokens, error) {
-	t, rr, err := i.proveRefresh(ctx, token)
-	if err != nil {
-		return nil, i.foreignRefusal(ctx, t, err)
-	}
-	if err := i.mayRefresh(ctx, t, &a); err != nil {
-		return nil, err
-	}
-	if err := i.refreshes.take(t.Claims.SessionID, originOf(ctx).Address, i.now()); err != nil {
-		i.refusal(ctx, "refresh limited", "sub", t.Claims.Subject, "sid", t.Claims.SessionID)
-		return nil, err
-	}
-	turn := i.turn(t.Claims.SessionID)
-	turn.Lock()
-	defer turn.Unlock()
-	at := &presented{Token: t, rr: rr, ask: a}
-	for attempt := range maxAttempts {
-		settle := i.vouch()
-		tokens, err := i.exchange(ctx, at)
-		if err == nil {
-			err = settle() // one that stood still meanwhile may have signed with a key retired since
-		}
-		if err == nil {
-			return tokens, nil
-		}
-		if !errors.Is(err, errAgain) {
-			return nil, err
-		}
-		if !pause(ctx, attempt) {
-			break
-		}
-	}
-	return nil, fmt.Errorf("refreshing session %q: %w", t.Claims.SessionID, ErrUnavailable)
+	return i.renew(ctx, renewal{
+		limited: i.refreshLimited, once: i.exchange,
+		prove: func() (*presented, error) {
+			t, rr, err := i.proveRefresh(ctx, token)
+			if err != nil {
+				return nil, i.foreignRefusal(ctx, t, err)
+			}
+			if err := i.mayRefresh(ctx, t, &a); err != nil {
+				return nil, err
+			}
+			return &presented{Token: t, rr: rr, ask: a}, nil
+		},
+	})
 }
 
 // presented is a proven refresh token, and the access tokens' ids of the writes that this call
@@ -278,11 +258,14 @@ func (i *Issuer) check(ctx context.Context, token string) error {
 // EndWith ends the session of a refresh token: Simple JWT's blacklisting. A token used before is
 // refused, and ends its session too.
 func (i *Issuer) EndWith(ctx context.Context, token string) error {
-	t, rr, err := i.proveRefresh(ctx, token)
+	p, err := i.proveLimited(ctx, i.refreshLimited, func() (*presented, error) {
+		t, rr, err := i.proveRefresh(ctx, token)
+		return &presented{Token: t, rr: rr}, err
+	})
 	if err != nil {
 		return err
 	}
-	p := &presented{Token: t, rr: rr}
+	t := p.Token
 	s, _, err := i.session(ctx, t.Claims.Subject, t.Claims.SessionID)
 	switch {
 	case errors.Is(err, ErrNotFound) && t.Accept != "":

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/sidekey/sidekey/keyring"
@@ -37,28 +36,13 @@ func (i *Issuer) RefreshSliding(ctx context.Context, token string) (*Tokens, err
 }
 
 func (i *Issuer) doSlide(ctx context.Context, token string) (*Tokens, error) {
-	t, err := i.proveSliding(ctx, token)
-	if err != nil {
-		return nil, err
-	}
-	turn := i.turn(t.Claims.SessionID)
-	turn.Lock()
-	defer turn.Unlock()
-	at := &presented{Token: t}
-	for attempt := range maxAttempts {
-		settle := i.vouch()
-		tokens, err := i.slide(ctx, at)
-		if err == nil {
-			err = settle() // one that stood still meanwhile may have signed with a key retired since
-		}
-		if err == nil || !errors.Is(err, errAgain) {
-			return tokens, err
-		}
-		if !pause(ctx, attempt) {
-			break
-		}
-	}
-	return nil, fmt.Errorf("refreshing session %q: %w", t.Claims.SessionID, ErrUnavailable)
+	return i.renew(ctx, renewal{
+		limited: i.refreshLimited, once: i.slide,
+		prove: func() (*presented, error) {
+			t, err := i.proveSliding(ctx, token)
+			return &presented{Token: t}, err
+		},
+	})
 }
 
 // proveSliding reads a sliding token as an access token is read, and then how long it may be exchanged.
@@ -130,6 +114,9 @@ func (i *Issuer) slide(ctx context.Context, p *presented) (*Tokens, error) {
 		return nil, err
 	}
 	if _, err := i.custom.of(user); err != nil {
+		return nil, err
+	}
+	if err := i.fromElsewhere(ctx, s, p); err != nil {
 		return nil, err
 	}
 	s.renew(now, &i.cfg)
