@@ -49,7 +49,7 @@ func (a *Agent) authorize(r *Request) {
 	case r.doubled: // a field that the match asked for
 		a.authenticate(r)
 	case r.rule == nil && r.wanted.Path.Slashes():
-		r.faulty = true // no rule takes an escaped slash literally
+		r.faulty = true // no rule takes it, or the one that it is for does not take it literally
 		a.authenticate(r)
 	case r.rule == nil:
 		a.dismiss(r, rules.Outcome{Status: http.StatusForbidden, Reason: rules.NoRule})

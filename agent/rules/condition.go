@@ -1,12 +1,14 @@
 package rules
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
 	"time"
 
 	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/ext"
 )
 
@@ -163,11 +165,12 @@ func (e *evaluation) params() map[string]string {
 	return map[string]string{}
 }
 
-// query decodes a query. One that cannot be decoded is none: an expression that relies on a member is false then.
-func query(raw string) map[string][]string {
+// query decodes a query. One that cannot be decoded is an error, not empty: the service may well find members in it, and an
+// expression may ask that one is not there.
+func query(raw string) any {
 	values, err := url.ParseQuery(raw)
 	if err != nil {
-		return map[string][]string{}
+		return types.WrapErr(errors.New("the query cannot be decoded"))
 	}
-	return values
+	return map[string][]string(values)
 }

@@ -38,7 +38,7 @@ func (f fields) Value() any { return f }
 func (f fields) Size() ref.Val { return types.WrapErr(errNoList) }
 
 // Iterator implements traits.Iterable.
-func (f fields) Iterator() traits.Iterator { return emptyIterator{} }
+func (f fields) Iterator() traits.Iterator { return new(noIterator) }
 
 // Contains implements traits.Container: `"x-tenant" in request.headers`.
 func (f fields) Contains(key ref.Val) ref.Val {
@@ -68,12 +68,16 @@ func (f fields) Find(key ref.Val) (ref.Val, bool) {
 	return types.String(v), true
 }
 
-type emptyIterator struct{}
+// noIterator has one member, which is an error: were it empty, request.headers.all(…) would be true of whatever was sent.
+type noIterator struct{ over bool }
 
-func (emptyIterator) ConvertToNative(reflect.Type) (any, error) { return nil, errNoList }
-func (emptyIterator) ConvertToType(ref.Type) ref.Val            { return types.WrapErr(errNoList) }
-func (emptyIterator) Equal(ref.Val) ref.Val                     { return types.WrapErr(errNoList) }
-func (emptyIterator) Type() ref.Type                            { return types.IteratorType }
-func (emptyIterator) Value() any                                { return nil }
-func (emptyIterator) HasNext() ref.Val                          { return types.False }
-func (emptyIterator) Next() ref.Val                             { return types.WrapErr(errNoList) }
+func (*noIterator) ConvertToNative(reflect.Type) (any, error) { return nil, errNoList }
+func (*noIterator) ConvertToType(ref.Type) ref.Val            { return types.WrapErr(errNoList) }
+func (*noIterator) Equal(ref.Val) ref.Val                     { return types.WrapErr(errNoList) }
+func (*noIterator) Type() ref.Type                            { return types.IteratorType }
+func (*noIterator) Value() any                                { return nil }
+func (it *noIterator) HasNext() ref.Val                       { return types.Bool(!it.over) }
+func (it *noIterator) Next() ref.Val {
+	it.over = true
+	return types.WrapErr(errNoList)
+}

@@ -142,6 +142,12 @@ func (s *Set) Match(r *Request) *Rule {
 	return nil
 }
 
+// PlainMethod tells whether a method has no small letters. Methods are told apart by case (RFC 9110 §9.1), but not by every
+// service: what a rule for POST would not see as "post", Django takes for POST. So no rule matches such a request.
+func PlainMethod(method string) bool {
+	return !strings.ContainsFunc(method, func(c rune) bool { return 'a' <= c && c <= 'z' })
+}
+
 // preflightRule is the rule for the preflight of what rule is for: a browser sends no credential with one.
 func preflightRule(rule *Rule) *Rule {
 	return &Rule{Name: rule.Name, Line: rule.Line, anyone: true}
@@ -155,11 +161,19 @@ func preflight(r *Request) string {
 	return r.Header("Access-Control-Request-Method")
 }
 
+// find gives the number of the first rule for host, method and path. Whether it takes an escaped slash is asked of that rule
+// alone: were it passed over, a path below it would fall to a later rule that allows more.
 func (s *Set) find(r *Request, method string) int {
-	return s.index.find(r.Host, r.Path.segments, func(n int) bool {
-		rule := s.rules[n]
-		return (len(rule.methods) == 0 || slices.Contains(rule.methods, method)) && (!r.Path.slashes || rule.literalSlash)
+	if !PlainMethod(method) {
+		return none
+	}
+	n := s.index.find(r.Host, r.Path.segments, func(n int) bool {
+		return len(s.rules[n].methods) == 0 || slices.Contains(s.rules[n].methods, method)
 	})
+	if n != none && r.Path.slashes && !s.rules[n].literalSlash {
+		return none
+	}
+	return n
 }
 
 // Decide is Match, then Rule.Decide.
