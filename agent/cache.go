@@ -91,8 +91,8 @@ func newProof(t *keyring.Token, key *keyring.Key, leeway time.Duration) (*proof,
 	b = appendClaim(b, "alg", string(t.Alg))
 	p.head = bytes.Clone(append(b, `,"seq":`...))
 
-	// A claim may be called "active", in that spelling or with escapes; hardly any is. A foreign token may have no sub, or
-	// one that is a number.
+	// A claim may be called "active", in that spelling or with escapes; hardly any is. Of a foreign token not all
+	// is believed.
 	if t.Accept != "" || bytes.Contains(c.Raw, []byte(`"active"`)) || bytes.IndexByte(c.Raw, '\\') >= 0 {
 		var err error
 		if p.introspection, err = introspection(t); err != nil {
@@ -129,15 +129,12 @@ func appendAudience(b []byte, aud []string) []byte {
 	return append(b, ']')
 }
 
-// introspection renders an introspection answer member by member: RFC 7662 §2.2 gives "active" to the answer, and sub is
-// the subject, as text.
+// introspection renders an introspection answer member by member: RFC 7662 §2.2 gives "active" to the answer. A foreign token's
+// scope or client_id is not believed, so it is not told.
 func introspection(t *keyring.Token) ([]byte, error) {
 	b := []byte(`{"active":true`)
-	if t.Accept != "" {
-		b = appendClaim(b, "sub", t.Claims.Subject)
-	}
-	err := strictjson.Object(t.Claims.Raw, nil, func(name []byte, v strictjson.Value) error {
-		if string(name) != "active" && (t.Accept == "" || string(name) != "sub") {
+	err := strictjson.Object(t.Believed(), nil, func(name []byte, v strictjson.Value) error {
+		if string(name) != "active" {
 			b = appendMember(b, string(name), v)
 		}
 		return nil

@@ -22,7 +22,7 @@ func TestForeignTokens(t *testing.T) {
 	now := time.Now().Unix()
 	mint := func(tokenType, jti string) string {
 		token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{
-			"token_type": tokenType, "exp": now + 300, "iat": now - 1, "jti": jti, "user_id": 7, "active": false, "sub": 3,
+			"token_type": tokenType, "exp": now + 300, "iat": now - 1, "jti": jti, "user_id": 7, "active": false, "sub": 3, "scope": "admin",
 		}).SignedString(key.Secret())
 		if err != nil {
 			t.Fatal(err)
@@ -38,8 +38,8 @@ func TestForeignTokens(t *testing.T) {
 		}
 	}
 	got := h.do("POST", "/oauth2/introspect", "token="+token, "Content-Type: application/x-www-form-urlencoded").json(t)
-	if got["active"] != true || got["sub"] != "7" || got["user_id"] != float64(7) {
-		t.Errorf("introspect: got %v, want the subject as text", got)
+	if got["active"] != true || got["sub"] != "7" || got["user_id"] != "7" || got["scope"] != nil {
+		t.Errorf("introspect: got %v, want the subject as text, and no scope", got)
 	}
 	checkDenied(t, w, h.verify(mint("refresh", "2")), keyring.WrongType)
 	checkDenied(t, w, h.verify(w.tokenOf(key, keyring.AccessToken)), keyring.UnknownKey)
@@ -92,6 +92,52 @@ func TestForeignPrincipal(t *testing.T) {
 		w.rules("[[rules]]\nname = 'r'\npaths = ['/**']\nwhen = '''" + when + "'''")
 		if got := h.do("GET", "/v1/auth/forward", "", forwarded("GET", "Authorization: Bearer "+token)...); got.StatusCode != want {
 			t.Errorf("a rule with %s: got %d, want %d", when, got.StatusCode, want)
+		}
+	}
+}
+
+// TestForeignClaimsInRules: what the maker of a foreign token put beside what is believed of it opens no rule.
+func TestForeignClaimsInRules(t *testing.T) {
+	w := newWorld(t)
+	key := keyringtest.Secret(t)
+	fact := w.fact(key, keyring.Announced)
+	fact.Accept, fact.VerifyOnly = string(keyring.SimpleJWT), true
+	w.apply(fact)
+	w.rules(`
+[[rules]]
+name = "by claim"
+paths = ["/claim"]
+require = { claims = { tier = "gold" } }
+[[rules]]
+name = "by expression"
+paths = ["/when"]
+when = 'has(claims.tier) || has(claims.scope) || has(claims.auth_time)'
+[[rules]]
+name = "by scope"
+paths = ["/scope"]
+require = { scopes = ["admin"] }
+[[rules]]
+name = "recent"
+paths = ["/recent"]
+require = { auth_age = "5m" }
+[[rules]]
+name = "own"
+paths = ["/users/{id}"]
+when = 'request.params.id == claims.sub'
+`)
+	now := time.Now().Unix()
+	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{
+		"token_type": "access", "exp": now + 300, "iat": now - 1, "jti": "1", "user_id": 7, "sub": "8", "scope": "admin", "tier": "gold", "auth_time": now,
+	}).SignedString(key.Secret())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := w.listen("mem")
+	bearer := "Authorization: Bearer " + token
+	for path, want := range map[string]int{"/claim": 403, "/when": 403, "/scope": 403, "/recent": 401, "/users/8": 403, "/users/7": 200} {
+		got := h.do("GET", "/v1/auth/forward", "", proxied("GET app.example"+path, bearer)...)
+		if got.StatusCode != want {
+			t.Errorf("%s: got %d %s, want %d", path, got.StatusCode, got.body, want)
 		}
 	}
 }

@@ -61,11 +61,8 @@ func (p *proof) principal(names []string) *kept {
 	k := &kept{Principal: Principal{
 		Subject: c.Subject, Scope: c.Scope, Roles: c.Roles, Client: c.ClientID, Session: c.SessionID, ID: c.ID,
 		Method: MethodBearer, IssuedAt: c.IssuedAt.Time(), ExpiresAt: c.ExpiresAt.Time(), Audience: c.Audience,
-		decoded: sync.OnceValue(func() map[string]any { return decodeClaims(c.Raw) }),
+		decoded: sync.OnceValue(func() map[string]any { return decodeClaims(p.token.Believed()) }),
 	}}
-	if p.token.Accept != "" { // made elsewhere: what is not read into the claims is not believed
-		k.decoded = sync.OnceValue(func() map[string]any { return believedClaims(c) })
-	}
 	if c.AuthTime != 0 {
 		k.AuthTime = c.AuthTime.Time()
 	}
@@ -74,7 +71,7 @@ func (p *proof) principal(names []string) *kept {
 	}
 	switch {
 	case len(names) == 0:
-	case p.token.Accept != "":
+	case p.token.Accept != "": // made elsewhere: what is not read into the claims is not believed
 		k.mapped = k.mapClaims(names)
 	default:
 		k.mapped = mapRaw(names, c.Raw)
@@ -89,23 +86,6 @@ func decodeClaims(raw []byte) map[string]any {
 	var claims map[string]any
 	if json.Unmarshal(raw, &claims) != nil {
 		return nil // not reached; a rule that asks for a claim finds none
-	}
-	return claims
-}
-
-// believedClaims are the claims of a token that was made elsewhere, as rules read them: what keyring's reader of such
-// tokens took, the subject as it is here.
-func believedClaims(c *keyring.Claims) map[string]any {
-	claims := map[string]any{"sub": c.Subject, "jti": c.ID, "exp": float64(c.ExpiresAt), "iat": float64(c.IssuedAt)}
-	if c.Issuer != "" {
-		claims["iss"] = c.Issuer
-	}
-	if len(c.Audience) > 0 {
-		aud := make([]any, len(c.Audience))
-		for i, one := range c.Audience {
-			aud[i] = one
-		}
-		claims["aud"] = aud
 	}
 	return claims
 }

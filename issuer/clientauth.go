@@ -118,9 +118,12 @@ func (i *Issuer) identify(r *http.Request, f form) (*caller, error) {
 	return c, err
 }
 
+// credentialLike is from which length on an id that begins as a credential may be one.
+const credentialLike = 40
+
 // loggedClient keeps from the log what is no client_id: it may be a secret in the wrong place.
 func loggedClient(id string) string {
-	if !validClientID(id) {
+	if !validClientID(id) || strings.HasPrefix(id, secretPrefix) || len(id) >= credentialLike && strings.HasPrefix(id, credentialPrefix) {
 		return ""
 	}
 	return id

@@ -41,8 +41,19 @@ func (i *Issuer) asUser(next func(http.ResponseWriter, *http.Request, *keyring.T
 			i.fail(w, r, err)
 			return
 		}
+		if !ofUser(t) {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="sidekey", error="insufficient_scope"`)
+			problem(w, http.StatusForbidden, "this takes the token that the user logged in for, not a client's own or an exchanged one")
+			return
+		}
 		next(w, r, t)
 	}
+}
+
+// ofUser tells whether a token is the user's own. A client's own has a sub that may be no user's; an exchanged one was given to
+// somebody else to do less with than to end the user's sessions.
+func ofUser(t *keyring.Token) bool {
+	return t.Accept != "" || t.Claims.SessionID != "" && t.Claims.SubjectClientID == ""
 }
 
 func (i *Issuer) listOwn(w http.ResponseWriter, r *http.Request, t *keyring.Token) {

@@ -11,7 +11,7 @@ import (
 	"github.com/sidekey/sidekey/keyring"
 )
 
-// oauthRevoke is POST /oauth2/revoke (RFC 7009): a refresh token ends its session, an access token itself. What is no token of
+// oauthRevoke is POST /oauth2/revoke (RFC 7009): a refresh token or a browser's session token ends its session, an access token itself. What is no token of
 // ours is done already. token_type_hint is not needed.
 func (i *Issuer) oauthRevoke(r *http.Request, f form, c *caller) (any, error) {
 	token := f.get("token")
@@ -39,7 +39,7 @@ func (i *Issuer) oauthRevoke(r *http.Request, f form, c *caller) (any, error) {
 	return struct{}{}, nil
 }
 
-// signedHere gives an access or refresh token of ours, or one made elsewhere that is honoured, whatever has become of it.
+// signedHere gives a token of ours, of any kind, or one made elsewhere that is honoured, whatever has become of it.
 func (i *Issuer) signedHere(ctx context.Context, token string) (*keyring.Token, error) {
 	ring := i.Replica.Snapshot().Ring
 	t, err := ring.Prove(token, keyring.AccessToken)
@@ -48,6 +48,9 @@ func (i *Issuer) signedHere(ctx context.Context, token string) (*keyring.Token, 
 	}
 	if keyring.Foreign(token) {
 		return ring.Prove(token, keyring.RefreshToken)
+	}
+	if t, err := ring.Prove(token, keyring.SessionToken); keyring.ReasonOf(err) != keyring.WrongType {
+		return t, err
 	}
 	rr, err := i.refreshRing(ctx, i.now().Add(-refreshKeyAge))
 	if err != nil {
@@ -101,7 +104,7 @@ func (i *Issuer) oauthIntrospect(r *http.Request, f form, c *caller) (any, error
 	if err != nil {
 		return nil, err
 	}
-	members := bytes.TrimLeft(t.Claims.Raw, " \t\r\n{") // a token has claims: iss, aud and exp are required
+	members := bytes.TrimLeft(t.Believed(), " \t\r\n{") // a token has claims: exp is required
 	return json.RawMessage(append([]byte(`{"active":true,`), members...)), nil
 }
 

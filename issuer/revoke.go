@@ -14,7 +14,7 @@ import (
 
 // Target is what a revocation withdraws: exactly one member but Reason is set.
 type Target struct {
-	Token     string `json:"token"`     // an access token: itself; a refresh token: its session; a credential's text: that
+	Token     string `json:"token"`     // an access token: itself; a refresh or a browser's session token: its session; a credential's text: that
 	ID        string `json:"jti"`       // one token, or credential
 	SessionID string `json:"sid"`       // a session and all its tokens
 	Subject   string `json:"sub"`       // everything of that user that began before now
@@ -122,6 +122,12 @@ func (i *Issuer) revokeToken(ctx context.Context, t *Target) (bus.Position, erro
 	}
 	if keyring.ReasonOf(err) != keyring.WrongType {
 		return bus.Position{}, err
+	}
+	if tok, err = i.Replica.Snapshot().Ring.Prove(t.Token, keyring.SessionToken); keyring.ReasonOf(err) != keyring.WrongType {
+		if err != nil {
+			return bus.Position{}, err
+		}
+		return i.endSession(ctx, tok.Claims.Subject, tok.Claims.SessionID, t.Reason)
 	}
 	rr, err := i.refreshRing(ctx, i.now().Add(-refreshKeyAge))
 	if err != nil {

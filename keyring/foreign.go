@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"encoding/json"
 	"errors"
 	"slices"
 
@@ -166,6 +167,30 @@ func readForeign(c *Claims, raw []byte, userID string) error {
 	}
 	c.UserID, c.Raw = c.Subject, raw
 	return nil
+}
+
+// Believed gives the claims that are believed, as a JSON object: all of a token of ours; of one that was made elsewhere those that
+// its rules read. What else its maker put there may have the name of a claim of ours, and never meant it.
+func (t *Token) Believed() []byte {
+	if t.Accept == "" {
+		return t.Claims.Raw
+	}
+	c := &t.Claims
+	believed := map[string]any{"exp": c.ExpiresAt, "iat": c.IssuedAt, "jti": c.ID, "token_type": c.TokenType, "sub": c.Subject, "user_id": c.UserID}
+	if c.NotBefore != 0 {
+		believed["nbf"] = c.NotBefore
+	}
+	if c.Issuer != "" {
+		believed["iss"] = c.Issuer
+	}
+	if len(c.Audience) > 0 {
+		believed["aud"] = c.Audience
+	}
+	text, err := json.Marshal(believed)
+	if err != nil {
+		return []byte("{}") // not reached: texts and numbers
+	}
+	return text
 }
 
 // foreignID reads a user's id: text, or a whole number, taken as its digits.
