@@ -87,7 +87,7 @@ func TestForeignPrincipal(t *testing.T) {
 	for when, want := range map[string]int{
 		`claims.sub == "7" && claims.jti == "1" && claims.exp > 0.0`: 200,
 		`"admin" in principal.roles || has(claims.roles)`:            403,
-		`has(claims.email) || has(claims.roles)`:                   403,
+		`has(claims.email) || has(claims.roles)`:                     403,
 	} {
 		w.rules("[[rules]]\nname = 'r'\npaths = ['/**']\nwhen = '''" + when + "'''")
 		if got := h.do("GET", "/v1/auth/forward", "", forwarded("GET", "Authorization: Bearer "+token)...); got.StatusCode != want {
