@@ -134,15 +134,15 @@ type door struct {
 // doorHost is the proxy's name, as clients call it.
 const doorHost = "app.test"
 
-// newDoor runs sidekey with the rules, and the application. The proxy is yet to be started.
-func newDoor(t *testing.T, rules string) *door {
+// newDoor runs sidekey with more lines for [agent], and a relay to it, or to another address that it listens on. The proxy is yet
+// to be started.
+func newDoor(t *testing.T, agent, to string) *door {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "rules.toml")
-	if err := os.WriteFile(path, []byte(rules), 0o600); err != nil {
-		t.Fatal(err)
+	d := &door{cluster: dev(t, "", "[agent]\n"+agent)}
+	if to == "" {
+		to = strings.TrimPrefix(d.Agent, "http://")
 	}
-	d := &door{cluster: dev(t, "", fmt.Sprintf("[agent]\nrules = %q\n", path))}
-	d.relay = newRelay(t, strings.TrimPrefix(d.Agent, "http://"))
+	d.relay = newRelay(t, to)
 	d.addr = "127.0.0.1:" + freePort(t)
 	d.client = d.newClient()
 	return d
