@@ -46,6 +46,8 @@ type Config struct {
 	Challenges string
 	// Headers are more claims that the forward-auth faces show, each in the header of that name.
 	Headers map[string]string
+	// StripCredentials has ext_authz take the credentials off a request that is from somebody, before the service gets it.
+	StripCredentials bool
 	// Webhook is asked by the scheme of that name.
 	Webhook WebhookConfig
 	// Schemes are the tables of registered schemes, by name; see RegisterScheme.
@@ -154,6 +156,7 @@ type Agent struct {
 	cache   *cache
 	metrics *metrics
 	faces   faces
+	envoy   envoyFace
 	rules   atomic.Pointer[rules.Set] // in force; nil: there are none
 	// rulesFault is why newer rules are not.
 	rulesFault atomic.Pointer[string]
@@ -223,6 +226,7 @@ func New(cfg Config, parts Parts) (*Agent, error) {
 		return nil, fmt.Errorf("building the agent: %w", err)
 	}
 	a.faces = newFaces(a)
+	a.envoy = newEnvoyFace(a)
 	return a, nil
 }
 

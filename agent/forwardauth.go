@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -123,6 +124,17 @@ func addMaxAge(challenges []string, seconds int64) {
 	}
 }
 
+// retryAfter is the value of Retry-After, "": there is none.
+func (d *Decision) retryAfter(status int) string {
+	switch {
+	case d.RetryAfter > 0:
+		return strconv.FormatInt(int64((d.RetryAfter+time.Second-1)/time.Second), 10)
+	case status == http.StatusServiceUnavailable, status == http.StatusTooManyRequests:
+		return retryAfter
+	}
+	return ""
+}
+
 // writeDenial answers a request that is from nobody, in the profile's own way.
 func (a *Agent) writeDenial(ctx *fasthttp.RequestCtx, p *profile, r *Request) {
 	h, d := &ctx.Response.Header, &r.d
@@ -134,11 +146,8 @@ func (a *Agent) writeDenial(ctx *fasthttp.RequestCtx, p *profile, r *Request) {
 		h.AddBytesK(fieldChallenge, c)
 	}
 	h.SetCanonical(fieldReason, unsafeBytes(string(d.Reason)))
-	switch {
-	case d.RetryAfter > 0:
-		h.SetCanonical(fieldRetryAfter, fmt.Appendf(nil, "%d", int64((d.RetryAfter+time.Second-1)/time.Second)))
-	case status == http.StatusServiceUnavailable, status == http.StatusTooManyRequests:
-		h.SetCanonical(fieldRetryAfter, []byte(retryAfter))
+	if after := d.retryAfter(status); after != "" {
+		h.SetCanonical(fieldRetryAfter, unsafeBytes(after))
 	}
 	status = p.status(status)
 	ctx.Response.SetStatusCode(status)

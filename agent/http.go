@@ -137,14 +137,19 @@ func (a *Agent) finish(ctx *fasthttp.RequestCtx, r *route) {
 		ctx.Response.Reset()
 		noStore(ctx)
 		writeProblem(ctx, http.StatusInternalServerError, "the agent failed; its log says where")
-		a.metrics.panics.Inc()
-		what := fmt.Sprintf("%T", x) // of a value that is not the runtime's own, the type alone: it may hold a token
-		if err, ok := x.(runtime.Error); ok {
-			what = err.Error()
-		}
-		a.log.Error("a request failed inside; this is a bug", "panic", what, "stack", string(debug.Stack()))
+		a.panicked(x)
 	}
 	r.requests.count(ctx.Response.StatusCode())
+}
+
+// panicked counts and logs what was recovered.
+func (a *Agent) panicked(x any) {
+	a.metrics.panics.Inc()
+	what := fmt.Sprintf("%T", x) // of a value that is not the runtime's own, the type alone: it may hold a token
+	if err, ok := x.(runtime.Error); ok {
+		what = err.Error()
+	}
+	a.log.Error("a request failed inside; this is a bug", "panic", what, "stack", string(debug.Stack()))
 }
 
 func noStore(ctx *fasthttp.RequestCtx) {

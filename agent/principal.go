@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -44,12 +45,16 @@ type Principal struct {
 
 	decoded func() map[string]any // all claims of a token, decoded at the first call
 	mapped  []string              // the values of agent.headers, in their order; made once it is accepted
+	raw     []byte                // the claims of a token of ours, as they were signed
+	kept    *kept                 // what is remembered of it; nil: nothing is
 }
 
 // kept is what is remembered with a proof for the faces that show a principal.
 type kept struct {
 	Principal
 	unsafe bool // it holds what cannot stand in a header
+	// envoy is the answer to Envoy, encoded; made at the first ext_authz check.
+	envoy atomic.Pointer[[]byte]
 }
 
 // principal gives whom a proven token speaks for, made at the first call.
@@ -68,6 +73,10 @@ func (p *proof) principal(names []string) *kept {
 	}
 	if p.token.Type == keyring.SessionToken {
 		k.Method = MethodSession
+	}
+	k.kept = k
+	if p.token.Accept == "" {
+		k.raw = c.Raw
 	}
 	switch {
 	case len(names) == 0:
@@ -93,9 +102,14 @@ func decodeClaims(raw []byte) map[string]any {
 // mapRaw reads claims out of a payload that has been read strictly before.
 func mapRaw(names []string, raw []byte) []string {
 	values := make([]string, len(names))
+	for i, want := range names {
+		if want == allClaims {
+			values[i] = claimsHeader(raw)
+		}
+	}
 	_ = strictjson.Object(raw, nil, func(name []byte, v strictjson.Value) error {
 		for i, want := range names {
-			if string(name) == want {
+			if string(name) == want && want != allClaims {
 				values[i] = claimText(v)
 			}
 		}
@@ -141,6 +155,8 @@ func (p *Principal) claim(name string) string {
 		return p.Session
 	case "jti":
 		return p.ID
+	case allClaims:
+		return claimsHeader(p.claimsJSON())
 	}
 	switch v := p.Claims[name].(type) {
 	case nil:

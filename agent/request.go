@@ -33,6 +33,7 @@ type Request struct {
 	d     Decision
 	hash  [sha256.Size]byte // of an API key or token
 	asked []answered        // of the schemes that ask somebody, by their place in the chain
+	envoy envoyFields       // the source of a request of ext_authz
 
 	// What decides beside who it is, where there are rules: rule is for this request, wanted what it is given.
 	rule    *rules.Rule

@@ -52,6 +52,7 @@ type agentProcess struct {
 	closers []func()
 
 	listeners []net.Listener
+	grpc      []net.Listener
 	ops       net.Listener // nil where it shares a listener
 	tls       *certificate // of tls_listen; nil: none
 	identity  *bus.Identity
@@ -95,7 +96,7 @@ func openAgent(cfg Config, log hclog.Logger, identify func(*agentProcess) (*bus.
 		Name: cfg.Agent.Name, Version: version(), Realm: cfg.Agent.Realm,
 		Audiences: cfg.Agent.Audiences, Leeway: cfg.Agent.Leeway, CacheSize: cfg.Agent.CacheSize,
 		Authenticators: cfg.Agent.Authenticators, Challenges: cfg.Agent.Challenges, Headers: cfg.Agent.Headers,
-		Webhook: cfg.Agent.Webhook.agent(), Schemes: cfg.Agent.Schemes,
+		Webhook: cfg.Agent.Webhook.agent(), Schemes: cfg.Agent.Schemes, StripCredentials: cfg.Agent.StripCredentials,
 	}, agent.Parts{Replica: p.replica, Leases: p.holder, Hurry: p.renewer.Hurry, Logger: log.Named("agent"), Connected: p.conn.Connected, ClockOff: p.clocks.Off, Run: p.holder.Run(), Passwords: p.passwords()})
 	return p, err
 }
@@ -161,6 +162,9 @@ func (p *agentProcess) listen() error {
 		p.closers = append(p.closers, func() { ln.Close() })
 		p.listeners = append(p.listeners, p.tls.listener(ln))
 	}
+	if err := p.listenGRPC(); err != nil {
+		return err
+	}
 	if slices.Contains(p.cfg.Agent.Listen, p.cfg.Agent.OpsListen) {
 		return nil
 	}
@@ -168,6 +172,22 @@ func (p *agentProcess) listen() error {
 		return err
 	}
 	p.closers = append(p.closers, func() { p.ops.Close() })
+	return nil
+}
+
+// listenGRPC opens the listeners of ext_authz: in clear on this host, else over TLS where there is a certificate.
+func (p *agentProcess) listenGRPC() error {
+	for _, address := range p.cfg.Agent.GRPCListen {
+		ln, err := listen("agent.grpc_listen", address, 0o666)
+		if err != nil {
+			return err
+		}
+		p.closers = append(p.closers, func() { ln.Close() })
+		if l, err := parseListen(address); p.tls != nil && (err != nil || !l.loopback()) {
+			ln = p.tls.grpcListener(ln)
+		}
+		p.grpc = append(p.grpc, ln)
+	}
 	return nil
 }
 
@@ -259,6 +279,9 @@ func (p *agentProcess) run(ctx context.Context, ready func()) error {
 	for _, ln := range p.listeners {
 		g.Go(func() error { return serveFast(ctx, p.agent.Server(), ln) })
 	}
+	for _, ln := range p.grpc {
+		g.Go(func() error { return serveGRPC(ctx, p.agent.GRPCServer(), ln) })
+	}
 	if p.ops != nil {
 		g.Go(func() error {
 			return serve(ctx, newHTTPServer(p.agent.OpsHandler()), p.ops, drainWithin)
@@ -326,4 +349,21 @@ func serveFast(ctx context.Context, srv *fasthttp.Server, ln net.Listener) error
 		return fmt.Errorf("serving on %s: %w", ln.Addr(), err)
 	}
 	return <-drained
+}
+
+// serveGRPC answers on ln until ctx ends, then waits for the calls in flight.
+func serveGRPC(ctx context.Context, srv *agent.GRPCServer, ln net.Listener) error {
+	drained := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(drained)
+		dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainWithin)
+		defer cancel()
+		srv.Shutdown(dctx)
+	})
+	defer stop()
+	if err := srv.Serve(ln); err != nil {
+		return fmt.Errorf("serving gRPC on %s: %w", ln.Addr(), err)
+	}
+	<-drained
+	return nil
 }

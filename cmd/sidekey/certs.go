@@ -52,6 +52,13 @@ func (c *certificate) config() *tls.Config {
 // listener serves TLS on what ln accepts.
 func (c *certificate) listener(ln net.Listener) net.Listener { return tls.NewListener(ln, c.config()) }
 
+// grpcListener is listener, for gRPC: HTTP/2 and nothing else.
+func (c *certificate) grpcListener(ln net.Listener) net.Listener {
+	cfg := c.config()
+	cfg.NextProtos = []string{"h2"}
+	return tls.NewListener(ln, cfg)
+}
+
 // load reads both files. The stamps are taken first: a file that is replaced meanwhile is read again.
 func (c *certificate) load() (*loadedCertificate, error) {
 	stamp, err := c.stamps()

@@ -135,8 +135,9 @@ type AgentConfig struct {
 	OnStale      string        `toml:"on_stale" help:"what the agent does without a lease: refuse or serve"`
 	Listen       []string      `toml:"listen" help:"addresses of the agent's HTTP API"`
 	TLSListen    []string      `toml:"tls_listen" help:"addresses of the agent's HTTP API over TLS"`
-	TLSCert      string        `toml:"tls_cert" help:"certificate chain (PEM) of tls_listen; a changed file is read again"`
+	TLSCert      string        `toml:"tls_cert" help:"certificate chain (PEM) of tls_listen, and of grpc_listen beyond loopback; a changed file is read again"`
 	TLSKey       string        `toml:"tls_key" help:"its private key (PEM)"`
+	GRPCListen   []string      `toml:"grpc_listen" help:"addresses of Envoy's ext_authz over gRPC (default none); beyond loopback over TLS, with tls_cert"`
 	OpsListen    string        `toml:"ops_listen" help:"address of the agent's health, metrics and status (default agent.listen)"`
 	Audiences    []string      `toml:"audiences" help:"aud that this agent accepts (default the issuer's own)"`
 	Leeway       time.Duration `toml:"leeway" help:"clock difference that is forgiven"`
@@ -147,6 +148,8 @@ type AgentConfig struct {
 	Challenges     string            `toml:"challenges" help:"WWW-Authenticate of a 401: all, or first as Django REST Framework"`
 	Rules          string            `toml:"rules" help:"file of [[rules]]: who may do what at the forward-auth paths; a changed file is read again"`
 	Headers        map[string]string `toml:"headers" help:"more claims that forward-auth shows, each in the header of that name"`
+
+	StripCredentials bool `toml:"strip_credentials" help:"ext_authz takes the credentials off a request before the service gets it"`
 
 	Webhook WebhookConfig             `toml:"webhook"`
 	Schemes map[string]map[string]any `toml:"schemes" help:"tables of the schemes that are built into this binary"`

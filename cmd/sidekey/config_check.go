@@ -279,29 +279,8 @@ func (c *Config) validateAgent() error {
 	if !agentName.MatchString(ag.Name) {
 		return c.fault("agent.name", "want up to 63 letters, digits, dots, dashes and underscores, got %q", ag.Name)
 	}
-	if len(ag.Listen) == 0 {
-		return c.fault("agent.listen", "want at least one address")
-	}
-	for _, address := range ag.Listen {
-		if _, err := parseListen(address); err != nil {
-			return c.fault("agent.listen", "%v", err)
-		}
-	}
-	for _, address := range ag.Listen {
-		if err := c.validateClear("agent.listen", address, "use agent.tls_listen"); err != nil {
-			return err
-		}
-	}
-	for _, address := range ag.TLSListen {
-		if _, err := parseListen(address); err != nil {
-			return c.fault("agent.tls_listen", "%v", err)
-		}
-	}
-	if err := c.validateTLS("agent", ag.TLSCert, ag.TLSKey); err != nil {
+	if err := c.validateAgentListeners(); err != nil {
 		return err
-	}
-	if len(ag.TLSListen) > 0 && ag.TLSCert == "" {
-		return c.fault("agent.tls_listen", "set agent.tls_cert and agent.tls_key too")
 	}
 	if _, err := parseListen(ag.OpsListen); err != nil {
 		return c.fault("agent.ops_listen", "%v", err)
@@ -326,6 +305,47 @@ func (c *Config) validateAgent() error {
 	}
 	if strings.ContainsFunc(ag.Realm, func(r rune) bool { return r < ' ' || r > '~' || r == '"' || r == '\\' }) { // RFC 9110 §5.6.4
 		return c.fault("agent.realm", "want ASCII text without quotes, backslashes and control characters, got %q", ag.Realm)
+	}
+	return nil
+}
+
+// validateAgentListeners judges where the agent listens, and that no token crosses a network in clear.
+func (c *Config) validateAgentListeners() error {
+	ag := &c.Agent
+	if len(ag.Listen) == 0 {
+		return c.fault("agent.listen", "want at least one address")
+	}
+	for _, address := range ag.Listen {
+		if _, err := parseListen(address); err != nil {
+			return c.fault("agent.listen", "%v", err)
+		}
+	}
+	for _, address := range ag.Listen {
+		if err := c.validateClear("agent.listen", address, "use agent.tls_listen"); err != nil {
+			return err
+		}
+	}
+	for _, address := range ag.TLSListen {
+		if _, err := parseListen(address); err != nil {
+			return c.fault("agent.tls_listen", "%v", err)
+		}
+	}
+	if err := c.validateTLS("agent", ag.TLSCert, ag.TLSKey); err != nil {
+		return err
+	}
+	if len(ag.TLSListen) > 0 && ag.TLSCert == "" {
+		return c.fault("agent.tls_listen", "set agent.tls_cert and agent.tls_key too")
+	}
+	for _, address := range ag.GRPCListen {
+		if _, err := parseListen(address); err != nil {
+			return c.fault("agent.grpc_listen", "%v", err)
+		}
+		if ag.TLSCert != "" {
+			continue // beyond loopback it is TLS
+		}
+		if err := c.validateClear("agent.grpc_listen", address, "set agent.tls_cert and agent.tls_key"); err != nil {
+			return err
+		}
 	}
 	return nil
 }
