@@ -63,8 +63,7 @@ func TestAgentUnitKeepsItsLease(t *testing.T) {
 	}
 }
 
-// TestNamedTestsExist holds that every test and every story that docs/threats.md, docs/protocol.md and
-// docs/architecture.md name is there.
+// TestNamedTestsExist holds that every test and every story that a page names is there.
 func TestNamedTestsExist(t *testing.T) {
 	functions := map[string]bool{}
 	err := filepath.WalkDir("../..", func(path string, _ fs.DirEntry, err error) error {
@@ -81,26 +80,94 @@ func TestNamedTestsExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	named := 0
-	for _, path := range []string{"threats.md", "protocol.md", "architecture.md"} {
-		page, err := os.ReadFile("../../docs/" + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range regexp.MustCompile("`((?:Test|Fuzz)[A-Z]\\w*)`").FindAllStringSubmatch(string(page), -1) {
+	for path, page := range pages(t) {
+		for _, m := range regexp.MustCompile("`((?:Test|Fuzz)[A-Z]\\w*)`").FindAllStringSubmatch(page, -1) {
 			if named++; !functions[m[1]] {
-				t.Errorf("docs/%s names %s, which no test file has", path, m[1])
+				t.Errorf("%s names %s, which no test file has", path, m[1])
 			}
 		}
-		for _, m := range regexp.MustCompile("story (`\\w+`)|stories ((?:`\\w+`(?:, )?)+)").FindAllStringSubmatch(string(page), -1) {
+		for _, m := range regexp.MustCompile("story (`\\w+`)|stories ((?:`\\w+`(?:, )?)+)").FindAllStringSubmatch(page, -1) {
 			for _, name := range regexp.MustCompile(`\w+`).FindAllString(m[1]+" "+m[2], -1) {
 				if _, err := os.Stat("testdata/script/" + name + ".txtar"); err != nil {
-					t.Errorf("docs/%s names the story %s: %v", path, name, err)
+					t.Errorf("%s names the story %s: %v", path, name, err)
 				}
 			}
 		}
 	}
 	if named < 50 {
 		t.Errorf("the pages name %d tests, want those of every claim", named)
+	}
+}
+
+// pages are the texts that a user reads, by their paths.
+func pages(t *testing.T) map[string]string {
+	t.Helper()
+	paths := []string{"README.md", "deploy/README.md"}
+	docs, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range docs {
+		paths = append(paths, "docs/"+filepath.Base(path))
+	}
+	texts := map[string]string{}
+	for _, path := range paths {
+		text, err := os.ReadFile("../../" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts[path] = string(text)
+	}
+	return texts
+}
+
+// TestNamedKeysExist holds that every key of the configuration that a page names in `agent.listen`'s way is one.
+func TestNamedKeysExist(t *testing.T) {
+	files := []string{"bus.keys", "bus.revoked"} // of the issuer's data_dir
+	c := defaultConfig()
+	names := keyNames(configFields(&c))
+	named := 0
+	for path, page := range pages(t) {
+		for _, m := range regexp.MustCompile("`((?:issuer|agent|keys|bus)\\.[a-z][a-z_.]*)[` =]").FindAllStringSubmatch(page, -1) {
+			if named++; !slices.Contains(names, m[1]) && !slices.Contains(files, m[1]) {
+				t.Errorf("%s names %s, which is no key", path, m[1])
+			}
+		}
+	}
+	if named < 100 {
+		t.Errorf("found %d keys in the pages, want all", named)
+	}
+}
+
+// TestShownCommandsExist holds that the commands of the pages, in their blocks and between backquotes, are commands, and
+// that those have the flags that are shown with them.
+func TestShownCommandsExist(t *testing.T) {
+	a := &app{stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard, flags: map[string]string{}}
+	root := a.rootCommand()
+	inProse := regexp.MustCompile("`sidekey ([a-z][^`\n]*)`")
+	inBlock := regexp.MustCompile(`(?m)(?:^(?:\$ )?|\$\(|&& |sudo -u sidekey )sidekey ([a-z][^#<>|)&\n]*)`)
+	shown := 0
+	for path, page := range pages(t) {
+		var found [][]string
+		for i, text := range strings.Split(page, "```") {
+			found = append(found, map[bool]*regexp.Regexp{true: inBlock, false: inProse}[i%2 == 1].FindAllStringSubmatch(text, -1)...)
+		}
+		for _, m := range found {
+			c, rest, err := root.Find(strings.Fields(m[1]))
+			if err != nil || c == root || (c.HasSubCommands() && len(rest) > 0) {
+				t.Errorf("%s shows `sidekey %s`, which is no command: %v", path, m[1], err)
+				continue
+			}
+			shown++
+			for _, flag := range regexp.MustCompile(`--([a-z][a-z-]+)`).FindAllStringSubmatch(m[1], -1) {
+				if c.Flags().Lookup(flag[1]) == nil && c.InheritedFlags().Lookup(flag[1]) == nil {
+					t.Errorf("%s shows `sidekey %s`, which has no flag --%s", path, m[1], flag[1])
+				}
+			}
+		}
+	}
+	if shown < 60 {
+		t.Errorf("found %d commands in the pages, want all", shown)
 	}
 }
 
