@@ -158,8 +158,8 @@ func (i *Issuer) endForeign(ctx context.Context, t *keyring.Token, reason string
 	return later(pos, ended), err
 }
 
-// revokeForeign is revokeToken for a token that was made elsewhere: of an access token itself, of a refresh token also the
-// session that was made from it.
+// revokeForeign is revokeToken for a token that was made elsewhere: of an access token itself, of a refresh or sliding token
+// also the session that was made from it.
 func (i *Issuer) revokeForeign(ctx context.Context, t *Target) (bus.Position, error) {
 	ring := i.Replica.Snapshot().Ring
 	tok, err := ring.Prove(t.Token, keyring.AccessToken)
@@ -168,7 +168,12 @@ func (i *Issuer) revokeForeign(ctx context.Context, t *Target) (bus.Position, er
 			return bus.Position{}, err
 		}
 		exp := max(tok.Claims.ExpiresAt.Time().Unix(), i.now().Unix()) + i.tail()
-		return i.append(ctx, &bus.Revocation{ID: tok.Claims.ID, ExpiresAt: exp, Reason: t.Reason})
+		pos, err := i.append(ctx, &bus.Revocation{ID: tok.Claims.ID, ExpiresAt: exp, Reason: t.Reason})
+		if err != nil || tok.Claims.TokenType != "sliding" {
+			return pos, err
+		}
+		ended, err := i.endSession(ctx, tok.Claims.Subject, foreignSession(tok), t.Reason) // if it was exchanged for one
+		return later(pos, ended), err
 	}
 	if tok, err = ring.Prove(t.Token, keyring.RefreshToken); err != nil {
 		return bus.Position{}, err

@@ -14,7 +14,7 @@ import (
 
 // Target is what a revocation withdraws: exactly one member but Reason is set.
 type Target struct {
-	Token     string `json:"token"`     // an access token: itself; a refresh or a browser's session token: its session; a credential's text: that
+	Token     string `json:"token"`     // an access token: itself; a refresh, sliding or browser's session token: its session; a credential's text: that
 	ID        string `json:"jti"`       // one token, or credential
 	SessionID string `json:"sid"`       // a session and all its tokens
 	Subject   string `json:"sub"`       // everything of that user that began before now
@@ -116,6 +116,9 @@ func (i *Issuer) revokeToken(ctx context.Context, t *Target) (bus.Position, erro
 		return i.revokeForeign(ctx, t)
 	}
 	tok, err := i.Replica.Snapshot().Ring.Prove(t.Token, keyring.AccessToken)
+	if err == nil && tok.Claims.TokenType == "sliding" { // it is a refresh token too: who had it may have exchanged it
+		return i.endSession(ctx, tok.Claims.Subject, tok.Claims.SessionID, t.Reason)
+	}
 	if err == nil {
 		exp := max(tok.Claims.ExpiresAt.Time().Unix(), i.now().Unix()) + i.tail()
 		return i.append(ctx, &bus.Revocation{ID: tok.Claims.ID, ExpiresAt: exp, Reason: t.Reason})

@@ -3,8 +3,10 @@ package issuer_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sidekey/sidekey/issuer"
+	"github.com/sidekey/sidekey/keyring"
 )
 
 // TestSessionTokenRevokedByItsText: who finds a browser's session token ends its session with it, by the admin API and at
@@ -114,6 +116,33 @@ func TestObtainTokenIsAudited(t *testing.T) {
 	for _, what := range []string{"login refused", "login limited"} {
 		if !strings.Contains(ti.logged.String(), what) {
 			t.Errorf("the audit has no %q", what)
+		}
+	}
+}
+
+// TestSlidingTokenRevokedByItsText: a sliding token is a refresh token too, so that who had it may hold a later one: its session
+// ends with it. So does the one that a foreign one was exchanged for.
+func TestSlidingTokenRevokedByItsText(t *testing.T) {
+	ti := withDjango(t, newBus(), func(c *issuer.Config, _ *issuer.Parts) { c.Sliding = true })
+	ours, err := ti.LoginSliding(t.Context(), issuer.Credentials{Username: "alice", Password: "wonderland"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, token := range map[string]string{
+		"ours": ours.Access, "foreign": simpleJWT(t, "sliding", map[string]any{"refresh_exp": time.Now().Unix() + 3600}),
+	} {
+		stolen, err := ti.RefreshSliding(t.Context(), token)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if _, err := ti.Revoke(t.Context(), issuer.Target{Token: token}); err != nil {
+			t.Errorf("Revoke(%s): got %v", name, err)
+		}
+		for what, one := range map[string]string{"itself": token, "a later one of its session": stolen.Access} {
+			refused(t, name+", "+what, verify(ti.replica, one), keyring.Revoked)
+			if _, err := ti.RefreshSliding(t.Context(), one); err == nil {
+				t.Errorf("%s, %s: exchanged again after it was revoked", name, what)
+			}
 		}
 	}
 }
