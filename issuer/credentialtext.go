@@ -74,6 +74,11 @@ func checkForeignText(text string) error {
 	return nil
 }
 
+// credentialText tells whether a text is no JWS, but can be a credential's.
+func credentialText(text string) bool {
+	return strings.Count(text, ".") != 2 && checkForeignText(text) == nil
+}
+
 // credentialID is the name of the credential with this hash: made from it, so that one text is one credential
 // however often it is imported, and one who has the text can revoke it. It says no more than the hash does.
 func credentialID(hash [32]byte) string {

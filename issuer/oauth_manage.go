@@ -2,26 +2,65 @@ package issuer
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
 	"slices"
 
+	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/keyring"
 )
 
-// oauthRevoke is POST /oauth2/revoke (RFC 7009): a refresh token or a browser's session token ends its session, an access token itself. What is no token of
-// ours is done already. token_type_hint is not needed.
+// revocable is what a client may have revoked, and whose it is: a token or, by its text, a credential.
+type revocable struct {
+	id, owner string
+	over      bool // it is revoked already
+}
+
+// oauthRevoke is POST /oauth2/revoke (RFC 7009): a refresh token or a browser's session token ends its session, an access token
+// itself, the text of an API key or opaque token that. What is nothing of ours is done already. token_type_hint is not needed.
 func (i *Issuer) oauthRevoke(r *http.Request, f form, c *caller) (any, error) {
-	token := f.get("token")
+	ctx, token := r.Context(), f.get("token")
 	if token == "" {
 		return nil, oauthFault(invalidRequest, "the parameter token is missing")
 	}
-	t, err := i.signedHere(r.Context(), token)
-	if keyring.ReasonOf(err) != "" {
+	var what *revocable
+	err := i.limitSource(ctx, i.revocationLimited, func() (err error) {
+		what, err = i.revocable(ctx, token)
+		return err
+	})
+	if keyring.ReasonOf(err) != "" || errors.Is(err, ErrNotFound) || err == nil && what.over {
 		return struct{}{}, nil // RFC 7009 §2.2
 	}
+	if err != nil {
+		return nil, err
+	}
+	if err := i.refreshes.take(what.id, originOf(ctx).Address, i.now()); err != nil {
+		i.revocationLimited(ctx, "jti", what.id)
+		return nil, err
+	}
+	if err := i.mayRevoke(ctx, what.owner, c); err != nil {
+		i.refusal(ctx, "revocation refused: the token is another client's", "client_id", c.ID, "owner", what.owner, "jti", what.id)
+		return nil, err
+	}
+	if _, err := i.Revoke(ctx, Target{Token: token, Reason: "revoked by its client"}); err != nil {
+		return nil, err
+	}
+	return struct{}{}, nil
+}
+
+// revocable finds out what a text is. ErrNotFound or a *keyring.Denial: nothing of ours.
+func (i *Issuer) revocable(ctx context.Context, token string) (*revocable, error) {
+	if credentialText(token) {
+		c, _, err := i.credential(ctx, credentialID(bus.HashCredential([]byte(token))))
+		if err != nil {
+			return nil, err
+		}
+		return &revocable{c.ID, cmp.Or(c.ClientID, i.cfg.DefaultClient), c.State == CredentialRevoked}, nil
+	}
+	t, err := i.signedHere(ctx, token)
 	if err != nil {
 		return nil, err
 	}
@@ -29,14 +68,7 @@ func (i *Issuer) oauthRevoke(r *http.Request, f form, c *caller) (any, error) {
 	if t.Accept != "" {
 		owner = i.cfg.DefaultClient
 	}
-	if err := i.mayRevoke(r.Context(), owner, c); err != nil {
-		i.refusal(r.Context(), "revocation refused: the token is another client's", "client_id", c.ID, "owner", owner, "jti", t.Claims.ID)
-		return nil, err
-	}
-	if _, err := i.Revoke(r.Context(), Target{Token: token, Reason: "revoked by its client"}); err != nil {
-		return nil, err
-	}
-	return struct{}{}, nil
+	return &revocable{id: t.Claims.ID, owner: owner}, nil
 }
 
 // signedHere gives a token of ours, of any kind, or one made elsewhere that is honoured, whatever has become of it.

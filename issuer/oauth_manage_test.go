@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sidekey/sidekey/bus/bustest"
 	"github.com/sidekey/sidekey/issuer"
 	"github.com/sidekey/sidekey/keyring"
 )
@@ -46,6 +47,46 @@ func TestOAuthRevoke(t *testing.T) {
 	}
 	if _, err := w.Refresh(t.Context(), user.Refresh); err != nil {
 		t.Errorf("the session of a revoked access token: got %v, want it alive (API.md §4)", err)
+	}
+}
+
+// TestOAuthRevokeCredential: RFC 7009 for API keys and opaque tokens, made here or imported, by who holds them; a client's by the client.
+func TestOAuthRevokeCredential(t *testing.T) {
+	w := newWorld(t, newBus(), withTrail(new(bustest.AuditTrail), nil))
+	key := addCredential(t, w.testIssuer, issuer.NewCredential{Name: "key"})
+	jobs := addCredential(t, w.testIssuer, issuer.NewCredential{Name: "the job's", ClientID: "job"})
+	foreign := strings.Repeat("f", 40)
+	if _, err := w.ImportTokens(t.Context(), "", []issuer.ForeignToken{{Key: foreign, UserID: key.Subject}}); err != nil {
+		t.Fatal(err)
+	}
+	const path = "/oauth2/revoke"
+	refusal(t, "a client's, by nobody", w.post(path, "", "token", jobs.Secret), 401, "invalid_client")
+	refusal(t, "a client's, by another", w.post(path, "gate", "token", jobs.Secret), 400, "unauthorized_client")
+	for _, tc := range []struct{ name, as, token string }{
+		{"made here", "", key.Secret}, {"again", "", key.Secret}, {"imported", "", foreign}, {"a client's", "job", jobs.Secret},
+		{"nobody's", "", strings.Repeat("e", 40)}, {"a wrong checksum", "", key.Secret[:len(key.Secret)-1] + "!"},
+	} {
+		known := tc.name != "nobody's" && tc.name != "a wrong checksum"
+		if first := tc.name != "again"; known && w.accepted(tc.token) != first {
+			t.Fatalf("%s: accepted before: %v, want %v", tc.name, !first, first)
+		}
+		before := w.replica.Snapshot().Position.Seq
+		if got := w.post(path, tc.as, "token", tc.token); got.Code != 200 || got.Body.String() != "{}" {
+			t.Errorf("%s: got %d %s, want 200 {}", tc.name, got.Code, got.Body)
+		}
+		if known && w.accepted(tc.token) {
+			t.Errorf("%s: it is accepted still", tc.name)
+		}
+		if wrote := w.replica.Snapshot().Position.Seq > before; wrote != (known && tc.name != "again") {
+			t.Errorf("%s: written to the log: %v", tc.name, wrote)
+		}
+	}
+	c, err := w.Credential(t.Context(), key.ID)
+	if err != nil || c.State != issuer.CredentialRevoked || c.Reason != "revoked by its client" {
+		t.Errorf("its record: got %+v, %v", c, err)
+	}
+	if told := events(t, w.testIssuer, "event=credential+revoked"); len(told) != 3 {
+		t.Errorf("the audit has %d credentials revoked, want 3", len(told))
 	}
 }
 

@@ -26,6 +26,10 @@ func (i *Issuer) renewalLimited(ctx context.Context, pairs ...any) {
 	i.refusal(ctx, "renewal limited", pairs...)
 }
 
+func (i *Issuer) revocationLimited(ctx context.Context, pairs ...any) {
+	i.refusal(ctx, "revocation limited", pairs...)
+}
+
 // renew proves what is presented, counts it for its session and its source, and renews.
 func (i *Issuer) renew(ctx context.Context, r renewal) (*Tokens, error) {
 	p, err := i.proveLimited(ctx, r.limited, r.prove)
@@ -59,17 +63,27 @@ func (i *Issuer) renew(ctx context.Context, r renewal) (*Tokens, error) {
 	return nil, fmt.Errorf("renewing session %q: %w", sid, ErrUnavailable)
 }
 
-// proveLimited is prove for a source that has not presented too much that is not good: that one is sent away before its token
-// is looked at. What is good is counted by who asks, with its session.
+// proveLimited is limitSource for a token of a session. What is good is counted by who asks, with its session.
 func (i *Issuer) proveLimited(ctx context.Context, limited limitedEvent, prove func() (*presented, error)) (*presented, error) {
+	var p *presented
+	err := i.limitSource(ctx, limited, func() (err error) {
+		p, err = prove()
+		return err
+	})
+	return p, err
+}
+
+// limitSource lets a source prove something unless it has presented too much that is not good: then it is sent away before that is
+// looked at.
+func (i *Issuer) limitSource(ctx context.Context, limited limitedEvent, prove func() error) error {
 	address := originOf(ctx).Address
 	if err := i.refreshes.peekSource(address, i.now()); err != nil {
 		limited(ctx)
-		return nil, err
+		return err
 	}
-	p, err := prove()
+	err := prove()
 	if err != nil && !errors.Is(err, ErrUnavailable) && ctx.Err() == nil {
-		i.refreshes.takeSource(address, i.now())
+		_ = i.refreshes.takeSource(address, i.now()) // it is told by the next
 	}
-	return p, err
+	return err
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/sidekey/sidekey/bus"
@@ -106,7 +105,7 @@ func (i *Issuer) revokeNamed(ctx context.Context, id, reason string) (bus.Positi
 // revokeToken revokes what it can prove was signed here. A token that has expired is as good as
 // revoked, but is revoked all the same (RFC 7009 §2.2): clocks differ.
 func (i *Issuer) revokeToken(ctx context.Context, t *Target) (bus.Position, error) {
-	if strings.Count(t.Token, ".") != 2 { // no JWS: the text of a credential, or nonsense
+	if credentialText(t.Token) {
 		pos, err := i.revokeNamed(ctx, credentialID(bus.HashCredential([]byte(t.Token))), t.Reason)
 		if !errors.Is(err, ErrNotFound) {
 			return pos, err
