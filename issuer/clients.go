@@ -144,6 +144,9 @@ func (i *Issuer) AddClient(ctx context.Context, n NewClient) (*Client, string, e
 		rec.Secrets = []storedSecret{stored}
 	}
 	// No user may have the id as sub (RFC 9068 §5): what is not a user's name stands there for it.
+	if err := i.checkNoUser(ctx, rec.ID); err != nil {
+		return nil, "", err
+	}
 	claimed, err := i.claimSubject(ctx, rec.ID, clientSubject(rec.ID))
 	if err != nil {
 		return nil, "", err
@@ -157,6 +160,20 @@ func (i *Issuer) AddClient(ctx context.Context, n NewClient) (*Client, string, e
 	}
 	i.event(ctx, "client added", "client_id", rec.ID)
 	return rec.public(), secret, nil
+}
+
+// checkNoUser refuses an id that a user of the Directory has. Such a user that comes later is refused at the login.
+func (i *Issuer) checkNoUser(ctx context.Context, id string) error {
+	if i.Directory == nil {
+		return nil
+	}
+	switch _, err := i.Directory.ByID(ctx, id); {
+	case err == nil:
+		return fmt.Errorf("a user has the id %q: %w", id, ErrExists)
+	case !errors.Is(err, ErrNotFound):
+		return fmt.Errorf("asking the directory for %q: %w: %w", id, ErrUnavailable, err)
+	}
+	return nil
 }
 
 // Client gives one client, or ErrNotFound.

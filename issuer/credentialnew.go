@@ -236,6 +236,9 @@ func (i *Issuer) ownerElsewhere(ctx context.Context, username, sub string) (*use
 		return nil, 0, unavailable("asking", "the directory", &RecordError{"the query by id gave another id"})
 	}
 	user, err := account.record()
+	if err == nil {
+		err = i.checkNoClient(ctx, user.ID)
+	}
 	if err != nil {
 		return nil, 0, unavailable("asking", "the directory", err)
 	}

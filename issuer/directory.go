@@ -83,11 +83,32 @@ func (i *Issuer) authenticateElsewhere(ctx context.Context, c Credentials) (*use
 		return nil, 0, ErrCredentials
 	}
 	rec, err := account.record()
-	if err != nil {
+	if err == nil {
+		err = i.checkNoClient(ctx, rec.ID)
+	}
+	if errors.As(err, &broken) {
 		i.log.Error("refusing a login", "sub", account.ID, "error", err)
 		return nil, 0, ErrCredentials
 	}
-	return rec, seq, nil
+	return rec, seq, err
+}
+
+// checkNoClient refuses a user of the Directory whose id is an OAuth client's: the client's own tokens and the user's would have
+// one sub (RFC 9068 §5). A client's id begins with a letter, so ids that are numbers cost nothing.
+func (i *Issuer) checkNoClient(ctx context.Context, sub string) error {
+	if !validClientID(sub) {
+		return nil
+	}
+	held, err := i.Subjects.Get(ctx, bus.Name(sub))
+	switch {
+	case errors.Is(err, bus.ErrNotFound):
+		return nil
+	case err != nil:
+		return unavailable("reading whose id it is", sub, err)
+	case string(held.Value) == clientSubject(sub):
+		return &RecordError{"its id is that of an OAuth client; delete the client, or give one of them another id"}
+	}
+	return nil
 }
 
 // proveHere reads the hash and compares. Whatever the reason is, a refusal costs a hash.
@@ -168,8 +189,13 @@ func (i *Issuer) stands(ctx context.Context, sub string) (rec *userRecord, why s
 	case account.Disabled:
 		return nil, userDisabled, nil
 	}
-	rec, err = account.record()
-	return rec, "", err
+	if rec, err = account.record(); err == nil {
+		err = i.checkNoClient(ctx, sub)
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	return rec, "", nil
 }
 
 // endElsewhere ends what is over. A disabled user loses everything, and API keys until enabled again. One that is gone loses the sessions: that nobody

@@ -320,3 +320,34 @@ func TestProver(t *testing.T) {
 		t.Errorf("busy: got %v", err)
 	}
 }
+
+// TestDirectoryIDIsAClients: no user has the id of an OAuth client, whichever of them was there first.
+func TestDirectoryIDIsAClients(t *testing.T) {
+	d := newDirectory()
+	ti := elsewhere(t, d)
+	d.set("anna", func(a *issuer.Account) { a.ID = "reports" })
+	before := loginAs(t, ti, "anna")
+	if _, _, err := ti.AddClient(t.Context(), issuer.NewClient{ID: "reports"}); !errors.Is(err, issuer.ErrExists) {
+		t.Errorf("a client with a user's id: got %v, want ErrExists", err)
+	}
+	d.fail(errors.New("the database is away"))
+	if _, _, err := ti.AddClient(t.Context(), issuer.NewClient{ID: "other"}); !errors.Is(err, issuer.ErrUnavailable) {
+		t.Errorf("a client while nobody knows the users: got %v, want ErrUnavailable", err)
+	}
+	d.fail(nil)
+	d.set("anna", func(a *issuer.Account) { a.ID = "elsewhere" })
+	if _, _, err := ti.AddClient(t.Context(), issuer.NewClient{ID: "reports"}); err != nil {
+		t.Fatal(err)
+	}
+	d.set("anna", func(a *issuer.Account) { a.ID = "reports" })
+	if _, err := ti.Login(t.Context(), issuer.Credentials{Username: "anna", Password: djangoPassword}); !errors.Is(err, issuer.ErrCredentials) {
+		t.Errorf("a login with a client's id: got %v, want ErrCredentials", err)
+	}
+	if !strings.Contains(ti.logged.String(), "its id is that of an OAuth client") {
+		t.Error("the log does not say why")
+	}
+	if _, err := ti.Refresh(t.Context(), before.Refresh); err == nil {
+		t.Error("a session from before is refreshed")
+	}
+	loginAs(t, ti, "ben")
+}
