@@ -110,7 +110,8 @@ func (e *auditLine) row(w io.Writer) {
 	var details []string
 	for _, name := range slices.Sorted(maps.Keys(e.Details)) {
 		value, _ := json.Marshal(e.Details[name]) // it came from JSON
-		details = append(details, name+"="+strings.Trim(string(value), `"`))
+		shown := strings.ReplaceAll(string(value), `\u0026`, "&")
+		details = append(details, name+"="+strings.Trim(shown, `"`))
 	}
 	from := strings.TrimSpace(e.Address + " " + e.Actor)
 	row(w, e.Time, e.Issuer, e.Event, e.Outcome, from, strings.Join(details, " "))

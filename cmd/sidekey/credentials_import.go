@@ -264,7 +264,7 @@ func (a *app) importTokens(cmd *cobra.Command, tokens []importedToken) error {
 	case err != nil:
 		return fmt.Errorf("the import stopped after %d of %d tokens; run it again, which goes on: %w", report.total(), len(tokens), err)
 	case len(report.Refused) > 0:
-		return fmt.Errorf("%d of %d tokens were left out; add their users and run it again", len(report.Refused), len(tokens))
+		return fmt.Errorf("%d of %d tokens were left out; mend what stands beside each and run it again", len(report.Refused), len(tokens))
 	}
 	return nil
 }

@@ -135,6 +135,10 @@ Rotate the keys: tokens made before stay good.
 
   curl -s %[1]s/admin/v1/keys/rotate -H "Authorization: Bearer $(cat %[4]s/admin.token)" --json '{}'
 
-Stop with Ctrl-C.
+For the commands, such as sidekey users list:
+
+  export SIDEKEY_DATA_DIR=%[4]s
+
+Next: docs/tour.md. Stop with Ctrl-C.
 `, issuerURL, agentURL, cfg.Bus.Listen, cfg.DataDir, user, password, curl)
 }

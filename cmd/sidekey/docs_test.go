@@ -139,6 +139,22 @@ func TestNamedKeysExist(t *testing.T) {
 	}
 }
 
+// TestNamedFilesExist holds that the files of Go and the packages to test that a page names are there.
+func TestNamedFilesExist(t *testing.T) {
+	named := 0
+	for path, page := range pages(t) {
+		for _, m := range regexp.MustCompile("`((?:issuer|agent|bus|keyring|cmd)/[\\w/]+\\.go)|go test [^`\n]*\\s\\./([\\w/]+)").FindAllStringSubmatch(page, -1) {
+			named++
+			if _, err := os.Stat("../../" + m[1] + m[2]); err != nil {
+				t.Errorf("%s names %s%s: %v", path, m[1], m[2], err)
+			}
+		}
+	}
+	if named < 30 {
+		t.Errorf("found %d files in the pages, want all", named)
+	}
+}
+
 // TestShownCommandsExist holds that the commands of the pages, in their blocks and between backquotes, are commands, and
 // that those have the flags that are shown with them.
 func TestShownCommandsExist(t *testing.T) {

@@ -23,6 +23,8 @@ type keyAnswer struct {
 	ActivatesAt float64  `json:"activates_at"`
 	Revoked     []string `json:"revoked"`
 	Risk        string   `json:"risk"`
+	Accept      string   `json:"accept"`  // the maker of the tokens that it verifies, none of ours
+	Expires     float64  `json:"expires"` // until when
 	receipt
 }
 
@@ -60,6 +62,9 @@ func (a *app) sayKey(r reply, k *keyAnswer) error {
 	ahead := r.status == http.StatusAccepted && k.ActivatesAt > float64(time.Now().Unix())
 	err := a.answer(r.body, func(w *tabwriter.Writer) {
 		line := fmt.Sprintf("key %s (%s) is %s since entry %d", k.KeyID, k.Alg, k.State, k.Seq)
+		if k.Accept != "" {
+			line = fmt.Sprintf("key %s (%s) accepts the tokens of %s from entry %d until %s", k.KeyID, k.Alg, k.Accept, k.Seq, when(k.Expires))
+		}
 		if ahead {
 			line += ", and signs from " + when(k.ActivatesAt)
 		}
