@@ -3,7 +3,10 @@ package e2e
 import (
 	"crypto/tls"
 	"encoding/json"
+	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/sidekey/sidekey/agent/attacktest"
@@ -22,7 +25,11 @@ func TestProxyAttacks(t *testing.T) {
 			t.Cleanup(func() { _ = up.Close() })
 			scene := &attacktest.Scene{Host: doorHost, AdminHost: "public.test"} // the names that the proxies of this kit have
 			scene.Trailers = kind.name == "HAProxy"                              // 2.6 cannot take them away
-			d := newDoor(t, scene.Rules())
+			rules := filepath.Join(t.TempDir(), "rules.toml")
+			if err := os.WriteFile(rules, []byte(scene.Rules()), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			d := newDoor(t, fmt.Sprintf("rules = %q\n", rules), "")
 			scene.Reader, scene.Other = d.reads("reader"), d.reads("other")
 			d.sidekey("users", "add", "svc", "--id", "svc", "--scope", "read", "--password", "wonderland")
 			scene.Key = d.field("secret", "credentials", "add", "of the table", "--user", "svc", "--format", "json")
