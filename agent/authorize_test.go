@@ -155,7 +155,7 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	w.lease.Store(nil)
-	if got := check(`{"method":"GET","host":"app.example","path":"/api/x"}`); got.StatusCode != 200 || !strings.Contains(got.body, `{"decision":"deny","status":503,"reason":"stale","rule":"read"`) {
+	if got := check(`{"method":"GET","host":"app.example","path":"/api/x"}`); got.StatusCode != 200 || !strings.Contains(got.body, `{"decision":"deny","status":503,"reason":"stale","rule":"read"`) || !strings.Contains(got.body, `,"retry_after":1,`) {
 		t.Errorf("without a lease: got %d %s", got.StatusCode, got.body)
 	}
 }

@@ -108,7 +108,9 @@ func readCheckHeaders(fields http.Header, v strictjson.Value) error {
 
 // appendCheck appends the answer:
 //
-//	{"decision": "deny", "status": 401, "reason": "missing", "rule": "api", "detail": "", "subject": "", "headers": {}, "www_authenticate": ["…"]}
+//	{"decision": "deny", "status": 401, "reason": "missing", "rule": "api", "detail": "", "subject": "", "headers": {}, "www_authenticate": ["…"], "seq": 412}
+//
+// and, with 429 and 503, "retry_after" in seconds.
 func (a *Agent) appendCheck(b []byte, r *Request) []byte {
 	d := &r.d
 	status, challenges := a.outcomeOf(r)
@@ -143,6 +145,9 @@ func (a *Agent) appendCheck(b []byte, r *Request) []byte {
 		b = appendText(b, c)
 	}
 	b = append(b, ']')
+	if after := d.retryAfter(status); after != "" {
+		b = append(append(b, `,"retry_after":`...), after...)
+	}
 	b = strconv.AppendUint(append(b, `,"seq":`...), d.Seq, 10)
 	return append(b, '}')
 }
