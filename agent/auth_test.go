@@ -260,7 +260,9 @@ func TestProfiles(t *testing.T) {
 	}{
 		{"nginx", "nginx", original(), 200, "api_key"},
 		{"nginx, the check URL's query", "nginx?uri=/admin&X-API-Key=x", original(), 200, "api_key"},
-		{"nginx, by URL", "nginx", []string{"X-Original-Method: GET", "X-Original-URL: https://app.example/a?b", "X-Original-Remote-Addr: 10.1.2.3:5000", key}, 200, "api_key"},
+		{"nginx, by URL", "nginx", []string{"X-Original-Method: GET", "X-Original-URL: https://app.example/a?b", "Authorization: Bearer " + w.token()}, 200, "bearer"},
+		{"nginx, by URL, an address that the client made up", "nginx", []string{"X-Original-Method: GET", "X-Original-URL: https://app.example/a?b", "X-Original-Remote-Addr: 10.1.2.3:5000", key}, 401, "wrong_network"},
+		{"nginx, address and port", "nginx", []string{"X-Original-Method: GET", "X-Original-URI: /a?b", "X-Original-Remote-Addr: 10.1.2.3:5000", key}, 200, "api_key"},
 		{"nginx, URI and URL", "nginx", original("X-Original-URL: https://app.example/a?b"), 403, "ambiguous_request"},
 		{"nginx, a host beside the URL", "nginx", []string{"X-Original-Method: GET", "X-Original-URL: https://app.example/", "X-Original-Host: other.example", key}, 403, "ambiguous_request"},
 		{"nginx, a scheme beside the URL", "nginx", []string{"X-Original-Method: GET", "X-Original-URL: http://app.example/", "X-Original-Proto: https", key}, 403, "ambiguous_request"},

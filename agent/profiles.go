@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/http"
+	"net/netip"
 	"strings"
 
 	"github.com/valyala/fasthttp"
@@ -68,6 +69,7 @@ func readOriginal(h *fasthttp.RequestHeader, r *Request) {
 		r.target = uri
 	case url != "":
 		r.readURL(url)
+		r.client = netip.Addr{} // ingress-nginx does not set the address: what is there is the client's own word
 	}
 	if r.host == "" {
 		r.host = borrow(h.Host())
