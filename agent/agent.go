@@ -226,7 +226,9 @@ func New(cfg Config, parts Parts) (*Agent, error) {
 		return nil, fmt.Errorf("building the agent: %w", err)
 	}
 	a.faces = newFaces(a)
-	a.envoy = newEnvoyFace(a)
+	if a.envoy, err = newEnvoyFace(a); err != nil {
+		return nil, fmt.Errorf("building the agent: %w", err)
+	}
 	return a, nil
 }
 
@@ -235,6 +237,7 @@ func New(cfg Config, parts Parts) (*Agent, error) {
 func (a *Agent) Close() error {
 	a.closing.Do(func() {
 		a.cache.purge()
+		a.envoy.answers.Purge()
 		a.metrics.unregister()
 	})
 	return nil

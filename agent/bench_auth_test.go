@@ -2,8 +2,6 @@ package agent_test
 
 import (
 	"fmt"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -65,15 +63,7 @@ func BenchmarkHTTPAuthAPIKey(b *testing.B) {
 	load := func(credential string) func(int) time.Duration {
 		request := "GET /v1/auth/forward HTTP/1.1\r\nHost: a\r\n" + strings.Join(forwarded("GET", "User-Agent: bench", credential), "\r\n") + "\r\n\r\n"
 		return func(n int) time.Duration {
-			per := n/connections + 1
-			start := cpu(b)
-			client := exec.Command(os.Args[0])
-			client.Env = append(os.Environ(), fmt.Sprintf("%s=unix %s %d", clientEnv, address, per))
-			client.Stdin = strings.NewReader(request)
-			if out, err := client.CombinedOutput(); err != nil {
-				b.Fatalf("client: %v: %s", err, out)
-			}
-			return (cpu(b) - start) * time.Duration(n) / time.Duration(per*connections)
+			return served(b, "unix", address, request, n)
 		}
 	}
 	compare(b, max(b.N, 20_000), load("Authorization: Bearer "+w.token()), load("X-API-Key: key0-good-and-long-enough-to-be-one"))

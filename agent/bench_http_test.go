@@ -49,6 +49,9 @@ func generate(args []string) error {
 		return err
 	}
 	failed := make(chan error, connections)
+	if args[0] == "grpc" {
+		return repeatCheck(args[1], request, n)
+	}
 	for range connections {
 		go func() { failed <- repeat(args[0], args[1], request, n) }()
 	}
@@ -122,29 +125,57 @@ func BenchmarkHTTPVerifyCached(b *testing.B) {
 			token := w.token()
 			body := `{"token":"` + token + `"}`
 			request := fmt.Sprintf("POST /v1/verify HTTP/1.1\r\nHost: 127.0.0.1:7461\r\nUser-Agent: bench\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-			empty := w.agent.Server()
-			empty.Handler = func(ctx *fasthttp.RequestCtx) {
-				ctx.Response.Header.SetContentType("application/json")
-				ctx.Response.Header.Set("Cache-Control", "no-store")
-				ctx.Response.Header.Set("X-Content-Type-Options", "nosniff")
-			}
 			load := func(address string) func(int) time.Duration {
-				return func(n int) time.Duration {
-					per := n/connections + 1
-					start := cpu(b)
-					client := exec.Command(os.Args[0])
-					client.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d", clientEnv, network, address, per))
-					client.Stdin = strings.NewReader(request)
-					if out, err := client.CombinedOutput(); err != nil {
-						b.Fatalf("client: %v: %s", err, out)
-					}
-					return (cpu(b) - start) * time.Duration(n) / time.Duration(per*connections)
-				}
+				return func(n int) time.Duration { return served(b, network, address, request, n) }
 			}
 			n := max(b.N, 20_000) // fewer drown in the starting of the client
-			compare(b, n, load(listenAt(b, empty, network)), load(listenAt(b, w.agent.Server(), network)))
+			compare(b, n, load(listenAt(b, emptyServer(w), network)), load(listenAt(b, w.agent.Server(), network)))
 		})
 	}
+}
+
+// BenchmarkHTTPForwardAuth measures the server's CPU time for /v1/auth/forward with a cached token and 200 rules, of which
+// the one that decides asks for a scope. The floor is as BenchmarkHTTPVerifyCached's, with the same requests.
+func BenchmarkHTTPForwardAuth(b *testing.B) {
+	for _, network := range []string{"tcp", "unix"} {
+		b.Run(network, func(b *testing.B) {
+			w := newWorld(b)
+			var text strings.Builder
+			for n := range 200 {
+				fmt.Fprintf(&text, "[[rules]]\nname='%d'\nhosts=['app.example']\nmethods=['GET']\npaths=['/api/v%d/{id}/**']\nrequire={scopes=['read']}\n", n, n)
+			}
+			w.rules(text.String())
+			request := "GET /v1/auth/forward HTTP/1.1\r\nHost: a\r\n" + strings.Join(proxied("GET app.example/api/v150/7/items?page=2", "User-Agent: bench", "Authorization: Bearer "+w.token()), "\r\n") + "\r\n\r\n"
+			load := func(address string) func(int) time.Duration {
+				return func(n int) time.Duration { return served(b, network, address, request, n) }
+			}
+			compare(b, max(b.N, 20_000), load(listenAt(b, emptyServer(w), network)), load(listenAt(b, w.agent.Server(), network)))
+		})
+	}
+}
+
+// emptyServer is the agent's server with a handler that sets three headers and nothing more.
+func emptyServer(w *world) *fasthttp.Server {
+	empty := w.agent.Server()
+	empty.Handler = func(ctx *fasthttp.RequestCtx) {
+		ctx.Response.Header.SetContentType("application/json")
+		ctx.Response.Header.Set("Cache-Control", "no-store")
+		ctx.Response.Header.Set("X-Content-Type-Options", "nosniff")
+	}
+	return empty
+}
+
+// served is the CPU time of this process while another one sends a request n times.
+func served(b *testing.B, network, address, request string, n int) time.Duration {
+	per := n/connections + 1
+	start := cpu(b)
+	client := exec.Command(os.Args[0])
+	client.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d", clientEnv, network, address, per))
+	client.Stdin = strings.NewReader(request)
+	if out, err := client.CombinedOutput(); err != nil {
+		b.Fatalf("client: %v: %s", err, out)
+	}
+	return (cpu(b) - start) * time.Duration(n) / time.Duration(per*connections)
 }
 
 // listenAt serves until the benchmark ends, and gives the address.

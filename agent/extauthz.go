@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -9,10 +10,13 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	lru "github.com/hashicorp/golang-lru/v2"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/sidekey/sidekey/bus/replica"
 )
 
 // fieldClaims is where applications look for all claims, by convention. A client's own is taken off whether or not
@@ -24,15 +28,41 @@ type envoyFace struct {
 	names    []string        // where eachHeader's values go, in their order, in lower case as HTTP/2 has them
 	own      map[string]bool // all of names and fieldClaims
 	requests routeCounters
+	// answers to API keys and opaque tokens, encoded. A credential that is made anew is another one.
+	answers *lru.Cache[*replica.Credential, []byte]
 }
 
-func newEnvoyFace(a *Agent) envoyFace {
-	f := envoyFace{own: map[string]bool{fieldClaims: true}, requests: a.metrics.route("grpc")}
+func newEnvoyFace(a *Agent) (envoyFace, error) {
+	answers, err := lru.New[*replica.Credential, []byte](a.cfg.CacheSize)
+	if err != nil {
+		return envoyFace{}, fmt.Errorf("making a cache of answers to Envoy: %w", err)
+	}
+	f := envoyFace{answers: answers, own: map[string]bool{fieldClaims: true}, requests: a.metrics.route("grpc")}
 	a.eachHeader(&Principal{mapped: a.unmapped}, func(name []byte, _ string) {
 		lower := strings.ToLower(string(name))
 		f.names, f.own[lower] = append(f.names, lower), true
 	})
-	return f
+	return f, nil
+}
+
+// remembered gives the encoded answer for a principal, nil: there is none yet.
+func (f *envoyFace) remembered(p *Principal) []byte {
+	if p.kept != nil {
+		if b := p.kept.envoy.Load(); b != nil {
+			return *b
+		}
+		return nil
+	}
+	b, _ := f.answers.Get(p.held)
+	return b
+}
+
+func (f *envoyFace) remember(p *Principal, encoded []byte) {
+	if p.kept != nil {
+		p.kept.envoy.Store(&encoded)
+		return
+	}
+	f.answers.Add(p.held, encoded)
 }
 
 // envoyServer is the gRPC service. It is a type of its own so that the Agent has no method Check.
@@ -169,15 +199,16 @@ func readEnvoyCheck(req *authv3.CheckRequest, own map[string]bool) *Request {
 	return r
 }
 
-// envoyAllows is the answer that lets a request pass. Of a token it is encoded once and remembered with its proof.
+// envoyAllows is the answer that lets a request pass. It is encoded once for a token, API key or opaque token: nothing
+// in it is the request's own, but where that makes it another one.
 func (a *Agent) envoyAllows(r *Request) *authv3.CheckResponse {
 	p := &r.d.Principal
 	strip := a.cfg.StripCredentials && p.Method != MethodAnonymous
-	plain := p.kept != nil && !r.d.Serving && len(r.envoy.alike) == 0 && !(strip && r.cookie != "")
+	plain := (p.kept != nil || p.held != nil) && !r.d.Serving && len(r.envoy.alike) == 0 && !(strip && r.cookie != "")
 	if plain {
-		if encoded := p.kept.envoy.Load(); encoded != nil {
+		if encoded := a.envoy.remembered(p); encoded != nil {
 			answer := new(authv3.CheckResponse)
-			answer.ProtoReflect().SetUnknown(*encoded) // goes out as it is
+			answer.ProtoReflect().SetUnknown(encoded) // goes out as it is
 			return answer
 		}
 	}
@@ -190,7 +221,7 @@ func (a *Agent) envoyAllows(r *Request) *authv3.CheckResponse {
 			ok.HeadersToRemove = append(ok.HeadersToRemove, name)
 			return
 		}
-		ok.Headers = append(ok.Headers, overwrite(name, strings.Clone(value))) // it is only lent
+		ok.Headers = append(ok.Headers, overwrite(name, value))
 	})
 	if !slices.Contains(a.envoy.names, fieldClaims) {
 		ok.HeadersToRemove = append(ok.HeadersToRemove, fieldClaims)
@@ -209,7 +240,7 @@ func (a *Agent) envoyAllows(r *Request) *authv3.CheckResponse {
 	}
 	if plain {
 		if encoded, err := proto.Marshal(answer); err == nil {
-			p.kept.envoy.Store(&encoded)
+			a.envoy.remember(p, encoded)
 		}
 	}
 	return answer

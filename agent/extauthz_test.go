@@ -402,3 +402,23 @@ func TestClaimsHeader(t *testing.T) {
 	checkAuth(t, "more claims than a header takes", got, 403, "unsafe_claim")
 	wantTold(t, "more claims than a header takes", e.check(envoyAsks("GET h/", "x-api-key: big-credential-00")), 403, "unsafe_claim")
 }
+
+// TestEnvoyCredential: the answer to an API key is remembered, and never longer than its record stands.
+func TestEnvoyCredential(t *testing.T) {
+	w := newWorld(t)
+	e := w.envoy()
+	req := envoyAsks("GET h/", "x-api-key: sk_a-good-key")
+	for _, scope := range []string{"read", "read write"} {
+		w.credential(bus.APIKey, "sk_a-good-key", func(c *bus.Credential) { c.Scope = scope })
+		for _, form := range []string{"first", "remembered"} {
+			got := e.check(req)
+			wantTold(t, form, got, 200, "api_key")
+			if got := got.fields["x-auth-scope"]; !slices.Equal(got, []string{scope}) {
+				t.Errorf("%s: scope %q, want %q", form, got, scope)
+			}
+		}
+	}
+	hash := bus.HashCredential([]byte("sk_a-good-key"))
+	w.apply(&bus.Credential{ID: "k_sk_a", Type: bus.APIKey, Hash: hash[:], Gone: true})
+	wantTold(t, "withdrawn", e.check(req), 401, "unknown_credential")
+}

@@ -76,20 +76,11 @@ func (a *Agent) forwardAuth(p *profile) fasthttp.RequestHandler {
 	}
 }
 
-// eachHeader calls fn with the fields that say who a request is from. All of it has been held to be presentable. A value
-// may not be kept: it is only lent.
+// eachHeader calls fn with the fields that say who a request is from. All of it has been held to be presentable.
 func (a *Agent) eachHeader(p *Principal, fn func(name []byte, value string)) {
-	var space [256]byte
-	roles := space[:0]
-	for i, role := range p.Roles {
-		if i > 0 {
-			roles = append(roles, listSeparator...)
-		}
-		roles = append(roles, role...)
-	}
 	fn(fieldSubject, p.Subject)
 	fn(fieldScope, p.Scope)
-	fn(fieldRoles, borrow(roles))
+	fn(fieldRoles, strings.Join(p.Roles, listSeparator)) // one role is not copied
 	fn(fieldClient, p.Client)
 	fn(fieldSession, p.Session)
 	fn(fieldMethod, p.Method)

@@ -46,7 +46,10 @@ type Principal struct {
 	decoded func() map[string]any // all claims of a token, decoded at the first call
 	mapped  []string              // the values of agent.headers, in their order; made once it is accepted
 	raw     []byte                // the claims of a token of ours, as they were signed
-	kept    *kept                 // what is remembered of it; nil: nothing is
+	// What the principal stands on, by which an answer is remembered: a token's proof, or an API key or token of the log.
+	// Both nil: nothing is.
+	kept *kept
+	held *replica.Credential
 }
 
 // kept is what is remembered with a proof for the faces that show a principal.

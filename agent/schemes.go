@@ -87,7 +87,7 @@ func (w *credentialWay) judgeText(at *view, r *Request, text string, d *Decision
 		d.refuse(w.denial(keyring.Deny(why, "", nil)))
 		return decided
 	}
-	p := Principal{Method: w.method, Subject: c.Subject, Scope: c.Scope, Roles: c.Roles, Client: c.ClientID, ID: c.ID}
+	p := Principal{Method: w.method, Subject: c.Subject, Scope: c.Scope, Roles: c.Roles, Client: c.ClientID, ID: c.ID, held: c}
 	if len(w.claims) > 0 {
 		p.mapped = p.mapClaims(w.claims)
 	}
