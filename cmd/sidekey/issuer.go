@@ -350,6 +350,10 @@ func (p *issuerProcess) guarded(ln net.Listener) net.Listener {
 		most = maxPublicConns
 	}
 	limited := limitConns(ln, most)
+	if ln == p.public {
+		proxies, _ := parseNetworks(p.cfg.Issuer.TrustedProxies) // validate has judged them
+		limited = limitSources(limited, maxSourceConns, proxies)
+	}
 	if p.tls != nil && ln != p.ops && ln.Addr().Network() == "tcp" {
 		return p.tls.listener(limited)
 	}
@@ -380,19 +384,6 @@ func (p *issuerProcess) listeners() []handled {
 		all = append(all, handled{p.ops, p.issuer.OpsHandler()})
 	}
 	return all
-}
-
-// newHTTPServer bounds what a client can take of a listener of an issuer, or of an agent's for operations.
-func newHTTPServer(h http.Handler) *http.Server {
-	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      60 * time.Second, // a rotation waits for the agents
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    32 << 10,
-		ErrorLog:          nil,
-	}
 }
 
 // whenReady calls ready once check no longer fails. That ctx ends before is no error of a daemon.
