@@ -75,7 +75,7 @@ type IssuerConfig struct {
 	TrustedProxies    []string `toml:"trusted_proxies" help:"networks whose X-Forwarded-For, -Host and -Proto are believed"`
 	LoginPerMinute    int      `toml:"login_per_minute" help:"logins a minute for one user name (0: any number)"`
 	RefreshPerMinute  int      `toml:"refresh_per_minute" help:"refreshes a minute of one session (0: any number)"`
-	SourceMultiple    int      `toml:"source_multiple" help:"how many times as much one address has"`
+	SourceMultiple    int      `toml:"source_multiple" help:"how many times the limits of one name and session one address has"`
 	OnNewNetwork      string   `toml:"on_new_network" help:"a refresh from another network: log, require_login or revoke"`
 	OnNewUserAgent    string   `toml:"on_new_user_agent" help:"a refresh with another user agent: log, require_login or revoke"`
 
