@@ -89,8 +89,8 @@ type UsersSQLConfig struct {
 	DSNFile        string        `toml:"dsn_file" help:"file with the data source name, which is a secret (default systemd's credential issuer-sql-dsn)"`
 	Query          string        `toml:"query" help:"finds one user by the name typed, its one parameter"`
 	QueryByID      string        `toml:"query_by_id" help:"finds one user by the column id, its one parameter"`
-	MaxConnections int           `toml:"max_connections" help:"connections open at once"`
-	Timeout        time.Duration `toml:"timeout" help:"of one query"`
+	MaxConnections int           `toml:"max_connections" help:"connections to the users' database open at once"`
+	Timeout        time.Duration `toml:"timeout" help:"how long one query may take"`
 	Scope          string        `toml:"scope" help:"scope of users, where the queries have no column of that name"`
 	Roles          []string      `toml:"roles" help:"roles of users, where the queries have no column of that name"`
 }
@@ -99,8 +99,8 @@ type UsersSQLConfig struct {
 type UsersWebhookConfig struct {
 	URL         string        `toml:"url" help:"https, http on this host, or unix: and the path of a socket"`
 	SecretFile  string        `toml:"secret_file" help:"file with the secret that is sent as a bearer token (default systemd's credential issuer-webhook-secret)"`
-	Timeout     time.Duration `toml:"timeout" help:"of one question"`
-	MaxRequests int           `toml:"max_requests" help:"questions at once"`
+	Timeout     time.Duration `toml:"timeout" help:"how long the users' webhook may take to answer"`
+	MaxRequests int           `toml:"max_requests" help:"questions to the users' webhook under way at once"`
 }
 
 // claimsTable is [issuer.claims]: templates by the claim's name.
