@@ -60,6 +60,7 @@ func TestAdminCredentials(t *testing.T) {
 		{"POST", "/admin/v1/revocations", `{"jti":"` + made.ID + `"}`, 200, `"seq":`},
 		{"POST", "/admin/v1/revocations", `{"token":"` + made.Secret + `"}`, 200, `"seq":`},
 		{"POST", "/admin/v1/revocations", `{"token":"` + strings.Repeat("f", 40) + `"}`, 400, `malformed`},
+		{"POST", "/admin/v1/revocations", `{"jti":7}`, 400, `"member \"jti\" may not be a number"`},
 		{"DELETE", one + "?wait=all", "", 400, `wait`},
 		{"DELETE", one, "", 204, ``},
 		{"GET", one, "", 404, ``},

@@ -235,11 +235,22 @@ func readJSON(r *http.Request, to any) error {
 	var wrong *json.UnmarshalTypeError
 	switch err := json.Unmarshal(data, to); {
 	case errors.As(err, &wrong):
-		return &bodyError{http.StatusBadRequest, fmt.Sprintf("member %q may not be a %s", wrong.Field, wrong.Value)}
+		return &bodyError{http.StatusBadRequest, fmt.Sprintf("member %q may not be a %s", jsonMember(known, wrong.Field), wrong.Value)}
 	case err != nil:
 		return &bodyError{http.StatusBadRequest, "the body is not as it should be"}
 	}
 	return nil
+}
+
+// jsonMember takes from a field's path the names of embedded Go structs, which no client knows.
+func jsonMember(known map[string]bool, path string) string {
+	for {
+		first, rest, more := strings.Cut(path, ".")
+		if known[first] || !more {
+			return path
+		}
+		path = rest
+	}
 }
 
 // members are the names that a request's struct gives its fields, embedded ones included.
