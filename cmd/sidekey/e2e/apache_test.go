@@ -18,7 +18,7 @@ const apacheModules = "mpm_event authn_core authz_core authz_user env headers se
 func beginApache(t *testing.T, d *door, app, ca string, defines ...string) {
 	_, port, _ := strings.Cut(d.relay.addr, ":")
 	conf := "ServerRoot DIR\nServerName app.test\nPidFile DIR/pid\nErrorLog /dev/stderr\nLogLevel warn\nListen " + d.addr + "\n" +
-		"ThreadsPerChild 64\nMaxRequestWorkers 1024\nMutex file:DIR\n"
+		"ThreadsPerChild 64\nMaxRequestWorkers 256\nAsyncRequestWorkerFactor 16\nKeepAliveTimeout 60\nMutex file:DIR\n"
 	if os.Geteuid() == 0 {
 		conf += "User www-data\nGroup www-data\n"
 	}
@@ -104,16 +104,7 @@ func (a *apacheTest) allowed(t *testing.T) {
 
 func (a *apacheTest) refused(t *testing.T) {
 	_, refresh := a.login()
-	res, _ := do(t, http.MethodPost, a.Issuer+"/session/login", http.Header{"Content-Type": {"application/json"}}, `{"username":"alice","password":"wonderland"}`)
-	session := ""
-	for _, c := range res.Cookies() {
-		if c.Name == "__Host-sidekey_session" {
-			session = c.Value
-		}
-	}
-	if session == "" {
-		t.Fatalf("logging in: got %d and no session", res.StatusCode)
-	}
+	session, _ := a.session(t)
 	for _, c := range []struct {
 		what, path string
 		header     http.Header
