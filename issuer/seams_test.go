@@ -1,6 +1,7 @@
 package issuer_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -145,4 +146,26 @@ func TestSlidingTokenRevokedByItsText(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestNoUserIsAClient: who may choose an id in a directory does not become a client by it, nor a new client a user.
+func TestNoUserIsAClient(t *testing.T) {
+	d := newDirectory()
+	ti := elsewhere(t, d)
+	if _, _, err := ti.AddClient(t.Context(), issuer.NewClient{ID: "job"}); err != nil {
+		t.Fatal(err)
+	}
+	tokens := loginAs(t, ti, "anna")
+	d.set("ben", func(a *issuer.Account) { a.ID = "job" })
+	if _, err := ti.Login(t.Context(), issuer.Credentials{Username: "ben", Password: djangoPassword}); !errors.Is(err, issuer.ErrCredentials) {
+		t.Errorf("Login of a user with a client's id: got %v, want ErrCredentials", err)
+	}
+	if !strings.Contains(ti.logged.String(), "its id is that of an OAuth client") {
+		t.Error("the log does not say why")
+	}
+	d.set("ben", func(a *issuer.Account) { a.ID = "gate" })
+	if _, _, err := ti.AddClient(t.Context(), issuer.NewClient{ID: "gate"}); !errors.Is(err, issuer.ErrExists) {
+		t.Errorf("AddClient with a user's id: got %v, want ErrExists", err)
+	}
+	refresh(t, ti, tokens.Refresh)
 }
