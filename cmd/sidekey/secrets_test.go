@@ -123,6 +123,17 @@ func collectSecrets(ts *testscript.TestScript) []needle {
 		newNeedle("imported HS256 secret", read("hs.secret"), "/hs.secret"),
 		newNeedle("admin token", read("issuer/admin.token"), "/admin.token"),
 	}
+	for what, name := range map[string]string{
+		"API key": "API_KEY", "client secret": "CLIENT_SECRET", "session cookie": "COOKIE_SESSION", "CSRF token": "CSRF",
+		"access token": "BOB_ACCESS", "refresh token": "BOB_REFRESH",
+	} {
+		secret := ts.Getenv(name)
+		if len(secret) < 40 {
+			ts.Fatalf("the %s is %q, want one to search for", what, secret)
+		}
+		needles = append(needles, newNeedle(what, []byte(secret)))
+	}
+	needles = append(needles, newNeedle("Basic credential", []byte("bob:correct horse battery")))
 	block, _ := pem.Decode(read("rsa.pem"))
 	key, err := keyring.ParsePEM(read("rsa.pem"), "")
 	ts.Check(err)
