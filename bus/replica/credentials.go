@@ -6,7 +6,6 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
 
 	"github.com/sidekey/sidekey/bus"
@@ -30,7 +29,7 @@ type Credential struct {
 // newest entry, a hash is the credential of the newest entry that names it, and what a revocation or a
 // cutoff has withdrawn does not come back when that expires.
 type credentials struct {
-	byHash sync.Map // [32]byte: *Credential
+	byHash hashMap
 	count  atomic.Int64
 
 	// The writer's.
@@ -66,7 +65,8 @@ func (c *credentials) set(f *bus.Credential, seq uint64, revoked bool) {
 		c.byID = make(map[string]*Credential)
 	}
 	if revoked {
-		if _, taken := c.byHash.LoadOrStore([sha256.Size]byte(f.Hash), held); !taken {
+		if hash := [sha256.Size]byte(f.Hash); c.byHash.load(&hash) == nil {
+			c.byHash.swap(f.Hash, held)
 			c.byID[f.ID] = held
 			c.revoke(f.ID)
 			c.expiring(held)
@@ -75,16 +75,14 @@ func (c *credentials) set(f *bus.Credential, seq uint64, revoked bool) {
 		return
 	}
 	c.byID[f.ID] = held
-	if before, ok := c.byHash.Swap([sha256.Size]byte(f.Hash), held); ok {
-		if other := before.(*Credential); other.ID != f.ID {
-			other.withdrawn.Store(true)
-			delete(c.byID, other.ID)
-			delete(c.dying, other.ID)
-		}
+	if other := c.byHash.swap(f.Hash, held); other != nil && other.ID != f.ID {
+		other.withdrawn.Store(true)
+		delete(c.byID, other.ID)
+		delete(c.dying, other.ID)
 	}
 	if old != nil && !slices.Equal(old.Hash, f.Hash) {
 		old.withdrawn.Store(true)
-		c.byHash.CompareAndDelete([sha256.Size]byte(old.Hash), old)
+		c.byHash.remove(old)
 	}
 	c.expiring(held)
 	c.count.Store(int64(len(c.byID)))
@@ -145,7 +143,7 @@ func (c *credentials) remove(held *Credential) {
 		return
 	}
 	held.withdrawn.Store(true)
-	c.byHash.CompareAndDelete([sha256.Size]byte(held.Hash), held)
+	c.byHash.remove(held)
 	if c.byID[held.ID] == held {
 		delete(c.byID, held.ID)
 		delete(c.dying, held.ID)
@@ -174,7 +172,7 @@ func (c *credentials) replace(all []imageCredential, revoked func(id string) boo
 
 // clear forgets all, for a log that is read anew. None of them is withdrawn thereby.
 func (c *credentials) clear() {
-	c.byHash.Clear()
+	c.byHash.clear()
 	c.byID, c.dying, c.ends, c.words = nil, nil, nil, nil
 	c.count.Store(0)
 }
@@ -236,13 +234,9 @@ func (r *Replica) Credential(hash *[sha256.Size]byte) *Credential {
 	if r.credentials.count.Load() == 0 {
 		return nil
 	}
-	found, ok := r.credentials.byHash.Load(*hash)
-	if !ok {
-		return nil
-	}
-	held := found.(*Credential)
-	if subtle.ConstantTimeCompare(held.Hash, hash[:]) != 1 {
-		return nil // not reached: it stands under its own hash
+	held := r.credentials.byHash.load(hash)
+	if held == nil || subtle.ConstantTimeCompare(held.Hash, hash[:]) != 1 {
+		return nil // the second is not reached: it stands under its own hash
 	}
 	return held
 }
