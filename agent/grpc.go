@@ -49,7 +49,6 @@ func (a *Agent) GRPCServer() *GRPCServer {
 		grpc.MaxHeaderListSize(maxCallHeader),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connWindow),
-		grpc.SharedWriteBuffer(true), // an idle connection keeps none
 		grpc.ConnectionTimeout(readTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionIdle: grpcIdle, MaxConnectionAge: grpcAge, MaxConnectionAgeGrace: grpcAgeGrace,

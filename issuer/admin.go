@@ -87,16 +87,21 @@ func (i *Issuer) adminRoutes() http.Handler {
 		}))
 	}
 	mux.HandleFunc("GET /admin/v1/audit", i.serveAudit)
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		// A path that is there for another method is 405, with what it is there for.
+	mux.HandleFunc("/", elsewhere(mux))
+	return mux
+}
+
+// elsewhere answers for what a mux has no route for: a path that is there for another method is 405, with what it is there
+// for (RFC 9110 §15.5.6), any other is 404.
+func elsewhere(mux *http.ServeMux) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
 		if allowed := allowedMethods(mux, r); allowed != "" {
 			w.Header().Set("Allow", allowed)
 			problem(w, http.StatusMethodNotAllowed, fmt.Sprintf("%s takes %s, not %s", r.URL.Path, allowed, r.Method))
 			return
 		}
 		notFound(w, r)
-	})
-	return mux
+	}
 }
 
 // allowedMethods tells for which methods a mux has a route of its own for the request's path.

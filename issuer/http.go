@@ -40,7 +40,7 @@ func (i *Issuer) PublicHandler() http.Handler {
 	if !i.cfg.OpsApart {
 		i.routeOps(mux)
 	}
-	mux.HandleFunc("/", notFound)
+	mux.HandleFunc("/", elsewhere(mux))
 	return i.guard(mux)
 }
 
@@ -48,7 +48,7 @@ func (i *Issuer) PublicHandler() http.Handler {
 func (i *Issuer) OpsHandler() http.Handler {
 	mux := http.NewServeMux()
 	i.routeOps(mux)
-	mux.HandleFunc("/", notFound)
+	mux.HandleFunc("/", elsewhere(mux))
 	return i.guard(mux)
 }
 

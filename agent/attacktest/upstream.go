@@ -141,8 +141,8 @@ func readSighting(r *bufio.Reader) (s Sighting, err error) {
 		}
 		return s, err
 	}
-	for _, v := range s.values("Content-Length") {
-		n, err := strconv.Atoi(v)
+	if all := s.values("Content-Length"); len(all) > 0 {
+		n, err := strconv.Atoi(all[0])
 		if err == nil && n > 0 {
 			_, err = io.CopyN(io.Discard, r, int64(n))
 		}
