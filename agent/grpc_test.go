@@ -280,14 +280,15 @@ func halfCall(t *testing.T) []byte {
 
 // drain reads a connection to its end, and tells when that was. With pongs it answers pings.
 func drain(c net.Conn, pongs bool, start time.Time) time.Duration {
-	fr := http2.NewFramer(c, c)
+	fr := http2.NewFramer(nil, c)
 	for {
 		f, err := fr.ReadFrame()
 		if err != nil {
 			return time.Since(start)
 		}
 		if ping, ok := f.(*http2.PingFrame); ok && pongs && !ping.IsAck() {
-			go func() { _ = fr.WritePing(true, ping.Data) }()
+			data := ping.Data // the frame is the framer's until the next
+			go func() { _ = http2.NewFramer(c, nil).WritePing(true, data) }()
 		}
 	}
 }
