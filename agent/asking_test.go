@@ -103,6 +103,9 @@ func TestBasic(t *testing.T) {
 	who.set(bus.BasicAnswer{}, bus.ErrBasic)
 	checkAuth(t, "remembered while the issuers are away", ask(basic("alice:wonder:land")), 200, "basic")
 	checkAuth(t, "unknown while the issuers are away", ask(basic("bob:wonder:land")), 503, "unavailable")
+	if got := ask(basic("bob:wonder:land")); !strings.Contains(got.body, "whom the agent must ask about this credential does not answer") {
+		t.Errorf("the issuers are away: got %s", got.body)
+	}
 	checkAuth(t, "unknown at nginx", h.do("GET", "/v1/auth/nginx", "", "X-Original-Method: GET", "X-Original-URI: /", "X-Original-Proto: https", basic("bob:x")), 500, "unavailable")
 	w.skew.Store(int64(61 * time.Second))
 	checkAuth(t, "a minute later", ask(basic("alice:wonder:land")), 503, "unavailable")

@@ -173,9 +173,13 @@ var (
 
 func (v Verdict) unavailable(reason keyring.Reason) Verdict {
 	v.Status, v.Reason = http.StatusServiceUnavailable, reason
-	v.Description = "the agent has not had its first full sync"
-	if reason == Stale {
+	switch reason {
+	case Starting:
+		v.Description = "the agent has not had its first full sync"
+	case Stale:
 		v.Description = "the agent does not know the log's newest state, or not as new as was asked for"
+	default:
+		v.Description = "whom the agent must ask about this credential does not answer"
 	}
 	return v
 }
