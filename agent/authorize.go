@@ -77,7 +77,7 @@ func (a *Agent) dismiss(r *Request, o rules.Outcome) {
 func (a *Agent) permit(at *view, r *Request) {
 	p := &r.d.Principal
 	who := rules.Principal{
-		Subject: p.Subject, Method: r.d.Principal.Method, Scope: p.Scope, Roles: p.Roles, Audience: p.Audience, Client: p.Client, Session: p.Session, Claims: p.decoded,
+		Subject: p.Subject, Method: p.Method, Scope: p.Scope, Roles: p.Roles, Audience: p.Audience, Client: p.Client, Session: p.Session, Claims: p.decoded,
 	}
 	if !p.AuthTime.IsZero() {
 		who.AuthTime = p.AuthTime.Unix()

@@ -211,7 +211,7 @@ func (a *Agent) decide(at *view, r *Request) {
 		switch step {
 		case decided:
 			d.Scheme = a.chain.names[i]
-			if d.Status == http.StatusOK && !d.Active() || d.Status == 0 {
+			if d.Status == 0 {
 				d.Verdict = d.unavailable(Unavailable) // not reached: a scheme that decided said what
 			}
 			if d.Active() && r.rule != nil {
