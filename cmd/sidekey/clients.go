@@ -169,29 +169,9 @@ func (a *app) clientsRotateCommand() *cobra.Command {
 }
 
 func (a *app) clientsDisableCommand(use, short string, disabled bool) *cobra.Command {
-	var w waiting
-	cmd := &cobra.Command{
-		Use:   use + " CLIENT_ID",
-		Short: short,
-		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withdraw(cmd, &w, http.MethodPatch, clientPath(args[0]), map[string]any{"disabled": disabled}, use+"d client "+args[0])
-		},
-	}
-	if disabled {
-		a.addWait(cmd, &w)
-	}
-	return a.addFormat(cmd)
+	return a.disableCommand(use, "CLIENT_ID", short, "client", clientPath, disabled)
 }
 
 func (a *app) clientsDeleteCommand() *cobra.Command {
-	var w waiting
-	return a.addFormat(a.addWait(&cobra.Command{
-		Use:   "delete CLIENT_ID",
-		Short: "Delete a client and refuse all its tokens everywhere",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withdraw(cmd, &w, http.MethodDelete, clientPath(args[0]), nil, "deleted client "+args[0])
-		},
-	}, &w))
+	return a.deleteCommand("CLIENT_ID", "Delete a client and refuse all its tokens everywhere", "client", clientPath)
 }

@@ -125,13 +125,22 @@ func (a *app) usersPasswdCommand() *cobra.Command {
 }
 
 func (a *app) usersDisableCommand(use, short string, disabled bool) *cobra.Command {
+	return a.disableCommand(use, "NAME", short, "user", userPath, disabled)
+}
+
+func (a *app) usersDeleteCommand() *cobra.Command {
+	return a.deleteCommand("NAME", "Delete a user and log it out everywhere", "user", userPath)
+}
+
+// disableCommand disables or enables what stands at path(its argument).
+func (a *app) disableCommand(use, arg, short, what string, path func(string) string, disabled bool) *cobra.Command {
 	var w waiting
 	cmd := &cobra.Command{
-		Use:   use + " NAME",
+		Use:   use + " " + arg,
 		Short: short,
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withdraw(cmd, &w, http.MethodPatch, userPath(args[0]), map[string]any{"disabled": disabled}, use+"d user "+args[0])
+			return a.withdraw(cmd, &w, http.MethodPatch, path(args[0]), map[string]any{"disabled": disabled}, use+"d "+what+" "+args[0])
 		},
 	}
 	if disabled {
@@ -140,14 +149,15 @@ func (a *app) usersDisableCommand(use, short string, disabled bool) *cobra.Comma
 	return a.addFormat(cmd)
 }
 
-func (a *app) usersDeleteCommand() *cobra.Command {
+// deleteCommand deletes what stands at path(its argument).
+func (a *app) deleteCommand(arg, short, what string, path func(string) string) *cobra.Command {
 	var w waiting
 	return a.addFormat(a.addWait(&cobra.Command{
-		Use:   "delete NAME",
-		Short: "Delete a user and log it out everywhere",
+		Use:   "delete " + arg,
+		Short: short,
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withdraw(cmd, &w, http.MethodDelete, userPath(args[0]), nil, "deleted user "+args[0])
+			return a.withdraw(cmd, &w, http.MethodDelete, path(args[0]), nil, "deleted "+what+" "+args[0])
 		},
 	}, &w))
 }

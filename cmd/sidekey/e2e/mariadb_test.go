@@ -4,9 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"testing"
 )
@@ -27,7 +25,7 @@ func newMariaDB(t *testing.T) *mariadb {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	m := &mariadb{Port: freePort(t)}
-	as := mariadbUser(t, dir)
+	as := serverUser(t, "mysql", dir)
 	command := func(program string, args ...string) *exec.Cmd {
 		cmd := exec.Command(program, append([]string{"--no-defaults"}, args...)...)
 		cmd.Dir = dir
@@ -48,27 +46,6 @@ func newMariaDB(t *testing.T) *mariadb {
 		return nil
 	})
 	return m
-}
-
-// mariadbUser gives dir to the user that MariaDB can run as, nil: this one.
-func mariadbUser(t *testing.T, dir string) *syscall.Credential {
-	t.Helper()
-	if os.Getuid() != 0 {
-		return nil
-	}
-	u, err := user.Lookup("mysql")
-	if err != nil {
-		t.Fatal(err)
-	}
-	uid, uerr := strconv.ParseUint(u.Uid, 10, 32)
-	gid, gerr := strconv.ParseUint(u.Gid, 10, 32)
-	if uerr != nil || gerr != nil {
-		t.Fatal(uerr, gerr)
-	}
-	if err := os.Chown(dir, int(uid), int(gid)); err != nil {
-		t.Fatal(err)
-	}
-	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 }
 
 // dsn is how go-sql-driver reaches it.

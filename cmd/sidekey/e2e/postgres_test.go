@@ -27,7 +27,7 @@ func newPostgres(t *testing.T) *postgres {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	p := &postgres{Port: freePort(t)}
-	as := postgresUser(t, dir)
+	as := serverUser(t, "postgres", dir)
 	command := func(program string, args ...string) *exec.Cmd {
 		cmd := exec.Command(filepath.Join(postgresBin, program), args...)
 		cmd.Dir = dir
@@ -49,13 +49,14 @@ func newPostgres(t *testing.T) *postgres {
 	return p
 }
 
-// postgresUser gives dir to the user that PostgreSQL can run as, nil: this one.
-func postgresUser(t *testing.T, dir string) *syscall.Credential {
+// serverUser gives dir to the user that a database's server runs as where the suite is root, as which it would not run; else
+// nil: this user.
+func serverUser(t *testing.T, name, dir string) *syscall.Credential {
 	t.Helper()
 	if os.Getuid() != 0 {
 		return nil
 	}
-	u, err := user.Lookup("postgres")
+	u, err := user.Lookup(name)
 	if err != nil {
 		t.Fatal(err)
 	}
