@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sidekey/sidekey/agent/rules"
+	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/bus/replica"
 )
@@ -48,6 +50,9 @@ type Config struct {
 	Headers map[string]string
 	// StripCredentials has ext_authz take the credentials off a request that is from somebody, before the service gets it.
 	StripCredentials bool
+	// RuleSets names the sets of rules of the log that are in force together, after those of SetRules. While one is lacking,
+	// nobody may pass. See TakeRules.
+	RuleSets []string
 	// Webhook is asked by the scheme of that name.
 	Webhook WebhookConfig
 	// Schemes are the tables of registered schemes, by name; see RegisterScheme.
@@ -84,6 +89,14 @@ func (c *Config) check() error {
 		return fmt.Errorf("checking the agent's config: cache size %d is negative", c.CacheSize)
 	case c.MaxConnections < 0:
 		return fmt.Errorf("checking the agent's config: connection limit %d is negative", c.MaxConnections)
+	}
+	for n, name := range c.RuleSets {
+		if err := bus.CheckRulesName(name); err != nil {
+			return fmt.Errorf("checking the agent's config: rule set %q: %w", name, err)
+		}
+		if slices.Contains(c.RuleSets[:n], name) {
+			return fmt.Errorf("checking the agent's config: rule set %q is named twice", name)
+		}
 	}
 	return c.checkChain()
 }
@@ -157,11 +170,10 @@ type Agent struct {
 	metrics *metrics
 	faces   faces
 	envoy   envoyFace
-	rules   atomic.Pointer[rules.Set] // in force; nil: there are none
-	// rulesFault is why newer rules are not.
-	rulesFault atomic.Pointer[string]
-	jwks       atomic.Pointer[keySet] // the newest ring's public keys, with their ETag
-	closing    sync.Once
+	book    atomic.Pointer[book] // the rules in force; never nil
+	shelf   shelf
+	jwks    atomic.Pointer[keySet] // the newest ring's public keys, with their ETag
+	closing sync.Once
 }
 
 // New builds an Agent. It touches neither disk nor network. The error says which part of cfg
@@ -225,6 +237,9 @@ func New(cfg Config, parts Parts) (*Agent, error) {
 	if a.chain, err = newChain(a, &parts); err != nil {
 		return nil, fmt.Errorf("building the agent: %w", err)
 	}
+	a.book.Store(&book{})
+	a.shelf = shelf{names: slices.Clone(cfg.RuleSets), opt: rules.Options{Authenticators: cfg.Authenticators}, handed: make(map[string]*handedSet)}
+	a.TakeRules(a.replica.Snapshot())
 	a.faces = newFaces(a)
 	if a.envoy, err = newEnvoyFace(a); err != nil {
 		return nil, fmt.Errorf("building the agent: %w", err)

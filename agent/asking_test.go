@@ -152,6 +152,7 @@ func TestBasicRefusesUnasked(t *testing.T) {
 		{"a null byte in the password", forwarded("GET", basic("alice:x\x00")), 401, "malformed"},
 		{"in clear from afar", plain("203.0.113.9", good), 403, "insecure_transport"},
 		{"in clear from afar, loopback made up", plain("127.0.0.1, 203.0.113.9", good), 403, "insecure_transport"},
+		{"a WebSocket in clear from afar", []string{"X-Forwarded-Method: GET", "X-Forwarded-Uri: /", "X-Forwarded-Proto: ws", "X-Forwarded-For: 203.0.113.9", good}, 403, "insecure_transport"},
 		{"in clear from nowhere", plain("", good), 403, "insecure_transport"},
 		{"no scheme told", []string{"X-Forwarded-Method: GET", "X-Forwarded-Uri: /", "X-Forwarded-For: 203.0.113.9", good}, 403, "insecure_transport"},
 		{"beside a bearer", forwarded("GET", good, "Authorization: Bearer x"), 403, "ambiguous_request"},

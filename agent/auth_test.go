@@ -236,6 +236,11 @@ func TestCSRF(t *testing.T) {
 			t.Errorf("%s: a CSRF failure has the challenge %q", c.name, got.Header.Get("WWW-Authenticate"))
 		}
 	}
+	for proto, status := range map[string]int{"wss": 200, "ws": 403} { // the scheme of a handshake, as Traefik may say it
+		got := h.do("GET", "/v1/auth/forward", "", "X-Forwarded-Method: GET", "X-Forwarded-Uri: /", "X-Forwarded-Host: app.example", "X-Forwarded-Proto: "+proto,
+			"Upgrade: websocket", "Origin: https://app.example", session)
+		checkAuth(t, "a WebSocket of its own by "+proto, got, status, map[int]string{200: "session", 403: "csrf_origin"}[status])
+	}
 	checkAuth(t, "a session without the claim", h.do("GET", "/v1/auth/forward", "", forwarded("POST", "X-CSRF-Token: ", bare)...), 403, "csrf_missing")
 	checkAuth(t, "a session without the claim, a token", h.do("GET", "/v1/auth/forward", "", forwarded("POST", good, bare)...), 403, "csrf_mismatch")
 	checkAuth(t, "no scheme known, an origin", h.do("GET", "/v1/auth/nginx", "", "X-Original-Method: POST", "X-Original-URI: /", "X-Original-Host: app.example",
@@ -282,6 +287,11 @@ func TestProfiles(t *testing.T) {
 		{"forward, nginx's fields beside its own", "forward", forwarded("GET", key, "X-Original-URI: /x", "X-Original-Remote-Addr: 203.0.113.9"), 200, "api_key"},
 		{"forward, For twice", "forward", forwarded("GET", key, "X-Forwarded-For: 10.1.2.3"), 403, "ambiguous_request"},
 		{"forward, a scheme that is none", "forward", []string{"X-Forwarded-Method: GET", "X-Forwarded-Uri: /", "X-Forwarded-Proto: https,http", key}, 403, "ambiguous_request"},
+		{"forward, a WebSocket's scheme over TLS, as Traefik says it", "forward", []string{"X-Forwarded-Method: GET", "X-Forwarded-Uri: /", "X-Forwarded-Proto: wss", "X-Forwarded-For: 10.1.2.3", key}, 200, "api_key"},
+		{"forward, a WebSocket's scheme in clear", "forward", []string{"X-Forwarded-Method: GET", "X-Forwarded-Uri: /", "X-Forwarded-Proto: ws", "X-Forwarded-For: 10.1.2.3", key}, 200, "api_key"},
+		{"forward, two schemes of WebSockets", "forward", []string{"X-Forwarded-Method: GET", "X-Forwarded-Uri: /", "X-Forwarded-Proto: ws,wss", "X-Forwarded-For: 10.1.2.3", key}, 403, "ambiguous_request"},
+		{"forward, a WebSocket's scheme in capitals", "forward", []string{"X-Forwarded-Method: GET", "X-Forwarded-Uri: /", "X-Forwarded-Proto: WSS", "X-Forwarded-For: 10.1.2.3", key}, 403, "ambiguous_request"},
+		{"nginx, a WebSocket's scheme", "nginx", []string{"X-Original-Method: GET", "X-Original-URI: /", "X-Original-Proto: wss", "X-Original-Remote-Addr: 10.1.2.3", key}, 403, "ambiguous_request"},
 		{"forward, no address", "forward", []string{"X-Forwarded-Method: GET", "X-Forwarded-Uri: /", key}, 401, "wrong_network"},
 		{"envoy", "envoy/a/b?c", []string{"X-Envoy-External-Address: 10.1.2.3", key}, 200, "api_key"},
 		{"envoy, root", "envoy/", []string{"X-Envoy-External-Address: 10.1.2.3", key}, 200, "api_key"},

@@ -14,29 +14,36 @@ const MethodAnonymous = "anonymous"
 
 const authenticationTooOld = keyring.Reason(rules.AuthenticationTooOld)
 
-// SetRules puts a set of rules in force for every request that begins from now on. nil: a request is allowed to anybody
-// who is known. Any goroutine may call it.
-func (a *Agent) SetRules(s *rules.Set) { a.rules.Store(s) }
-
-// SetRulesFault says why the newest rules are not in force, nil: they are. It shows in the status.
-func (a *Agent) SetRulesFault(err error) {
-	if err == nil {
-		a.rulesFault.Store(nil)
-		return
+// authorize decides a request: who it is from, and whether the rules let them. It is Authenticate where there are no
+// rules. What is denied whoever asks asks for no credential, and so for no lease; nor does what this host's own file allows
+// to everybody.
+//
+// The rules that decide are those in force when it returns: whoever has waited until an agent had others finds no decision
+// by the old ones after that, also where a credential was long in being checked.
+func (a *Agent) authorize(r *Request) {
+	faulty := r.faulty
+	for range maxLooks {
+		b := a.book.Load()
+		a.authorizeBy(b, r)
+		if a.book.Load() == b { // behind the look at the lease: what that lease covers is in this book
+			return
+		}
+		r.faulty, r.rule, r.outcome = faulty, nil, rules.Outcome{}
 	}
-	text := err.Error()
-	a.rulesFault.Store(&text)
+	a.unready(r, Stale) // they change faster than a request is checked. Fails closed
 }
 
-// Rules gives the set in force, nil: there is none.
-func (a *Agent) Rules() *rules.Set { return a.rules.Load() }
-
-// authorize decides a request: who it is from, and whether the rules let them. It is Authenticate where there are no
-// rules. What is denied whoever asks, and what is allowed to everybody, asks for no credential, and so for no lease.
-func (a *Agent) authorize(r *Request) {
-	set := a.rules.Load()
+func (a *Agent) authorizeBy(b *book, r *Request) {
+	set, handed := b.main, b.handed
+	if r.named {
+		set, handed = b.named(r.ruleSet), true
+	}
 	if set == nil || r.faulty || r.doubled {
 		a.authenticate(r)
+		return
+	}
+	if set == nobody && !a.replica.Snapshot().Ready {
+		a.unready(r, Starting) // what the log hands out is not known yet
 		return
 	}
 	if !r.describe() {
@@ -52,16 +59,57 @@ func (a *Agent) authorize(r *Request) {
 		r.faulty = true // no rule takes it, or the one that it is for does not take it literally
 		a.authenticate(r)
 	case r.rule == nil:
-		a.dismiss(r, rules.Outcome{Status: http.StatusForbidden, Reason: rules.NoRule})
+		o := rules.Outcome{Status: http.StatusForbidden, Reason: rules.NoRule}
+		if set == nobody {
+			o.Detail = b.lack(r)
+		}
+		a.dismiss(r, o)
 	case r.rule.Anyone():
-		r.outcome = rules.Outcome{Rule: r.rule, Status: http.StatusOK}
-		r.d = Decision{Scheme: MethodAnonymous, asks: -1}
-		r.d.Seq = a.replica.Snapshot().Position.Seq
-		r.d.grant(&Principal{Method: MethodAnonymous, mapped: a.unmapped})
-		a.chain.count(&r.d)
+		a.admit(r, handed)
 	default:
 		a.authenticate(r)
 	}
+}
+
+// admit lets a request pass that is anybody's. Rules that the log hands out may have been replaced where this agent does not
+// hear of it: by those nobody passes whom it could not vouch for.
+func (a *Agent) admit(r *Request, handed bool) {
+	at := a.look()
+	r.outcome = rules.Outcome{Rule: r.rule, Status: http.StatusOK}
+	r.d = Decision{Scheme: MethodAnonymous, asks: -1}
+	r.d.Seq = at.snap.Position.Seq
+	r.d.grant(&Principal{Method: MethodAnonymous, mapped: a.unmapped})
+	if handed {
+		switch {
+		case !at.snap.Ready:
+			r.d.Verdict = r.d.unavailable(Starting)
+		case at.lease == nil:
+			r.d.Verdict = r.d.unavailable(Stale)
+		default:
+			r.d.Verdict = a.settle(&at, r.d.Verdict, &Query{})
+		}
+	}
+	if !r.d.Active() {
+		r.d.Principal, r.d.Scheme, r.outcome = Principal{}, "", rules.Outcome{Rule: r.rule, Status: r.d.Status}
+	}
+	a.chain.count(&r.d)
+}
+
+// unready gives no decision.
+func (a *Agent) unready(r *Request, reason keyring.Reason) {
+	r.rule, r.outcome = nil, rules.Outcome{}
+	r.d = Decision{asks: -1}
+	r.d.Seq = a.replica.Snapshot().Position.Seq
+	r.d.Verdict = r.d.unavailable(reason)
+	a.chain.count(&r.d)
+}
+
+// lack says, for the operator, why nothing at all is allowed.
+func (b *book) lack(r *Request) string {
+	if r.named {
+		return "the set of rules that the proxy names is not there"
+	}
+	return b.status.Fault
 }
 
 // dismiss refuses a request whoever it is from.

@@ -123,12 +123,12 @@ func (w *basicWay) ask(r *Request, _ uint64) answered {
 		return w.asks.Check(ctx, req)
 	})
 	if err != nil {
-		return w.unknown(MethodBasic, err)
+		return w.unknown(MethodBasic, r, err)
 	}
 	ans := got.(bus.BasicAnswer)
 	switch ans.Outcome {
 	case bus.BasicOK:
-		return w.right(key, &ans, since)
+		return w.right(r, key, &ans, since)
 	case bus.BasicRefused:
 		return refused(&Refusal{Reason: BadPassword})
 	case bus.BasicLimited:
@@ -136,14 +136,14 @@ func (w *basicWay) ask(r *Request, _ uint64) answered {
 		w.held.Add(place, since.Add(wait))
 		return limited(wait)
 	}
-	return w.unknown(MethodBasic, errors.New("the issuer says "+string(ans.Outcome)))
+	return w.unknown(MethodBasic, r, errors.New("the issuer says "+string(ans.Outcome)))
 }
 
 // right takes in a principal whose password is right, and remembers it for as long as the issuer allows. The user's
 // cutoffs behind what the issuer had applied refuse it, here and from memory.
-func (w *basicWay) right(key memoryKey, ans *bus.BasicAnswer, since time.Time) answered {
+func (w *basicWay) right(r *Request, key memoryKey, ans *bus.BasicAnswer, since time.Time) answered {
 	p := Principal{Subject: ans.Subject, Scope: ans.Scope, Roles: ans.Roles, Client: ans.ClientID, Claims: map[string]any{"username": ans.Username}}
-	got := w.accept(MethodBasic, p, ans.Seq)
+	got := w.accept(MethodBasic, r, p, ans.Seq)
 	if got.who != nil {
 		w.memory.add(key, got.who, since, time.Duration(ans.Life)*time.Second)
 	}

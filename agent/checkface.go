@@ -108,9 +108,9 @@ func readCheckHeaders(fields http.Header, v strictjson.Value) error {
 
 // appendCheck appends the answer:
 //
-//	{"decision": "deny", "status": 401, "reason": "missing", "rule": "api", "detail": "", "subject": "", "headers": {}, "www_authenticate": ["…"], "seq": 412}
+//	{"decision": "deny", "status": 401, "reason": "missing", "rule": "api", "set": "base", "detail": "", "subject": "", "headers": {}, "www_authenticate": ["…"], "seq": 412}
 //
-// and, with 429 and 503, "retry_after" in seconds.
+// set, only there where the rule is of one that the log hands out; and, with 429 and 503, "retry_after" in seconds.
 func (a *Agent) appendCheck(b []byte, r *Request) []byte {
 	d := &r.d
 	status, challenges := a.outcomeOf(r)
@@ -122,11 +122,14 @@ func (a *Agent) appendCheck(b []byte, r *Request) []byte {
 	}
 	b = strconv.AppendInt(append(b, `,"status":`...), int64(status), 10)
 	b = appendText(append(b, `,"reason":`...), string(d.Reason))
-	rule := ""
+	rule, set := "", ""
 	if r.rule != nil {
-		rule = r.rule.Name
+		rule, set = r.rule.Name, r.rule.Set
 	}
 	b = appendText(append(b, `,"rule":`...), rule)
+	if set != "" {
+		b = appendText(append(b, `,"set":`...), set)
+	}
 	b = appendText(append(b, `,"detail":`...), r.outcome.Detail)
 	b = appendText(append(b, `,"subject":`...), d.Principal.Subject)
 	b = append(b, `,"headers":{`...)

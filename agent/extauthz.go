@@ -77,7 +77,7 @@ func (s *envoyServer) Check(_ context.Context, req *authv3.CheckRequest) (answer
 	a, status := s.agent, http.StatusInternalServerError
 	defer func() {
 		if x := recover(); x != nil { // fails closed
-			a.panicked(x)
+			a.panicked(x, nil)
 			answer, err = failed(), nil
 		}
 		a.envoy.requests.count(status)
@@ -91,6 +91,7 @@ func (s *envoyServer) Check(_ context.Context, req *authv3.CheckRequest) (answer
 	} else {
 		answer, status = a.envoyDenies(r)
 	}
+	a.told("grpc", status, r.headers)
 	return answer, nil
 }
 
@@ -145,15 +146,33 @@ func (f *envoyFields) read(req *authv3.AttributeContext_HttpRequest, own map[str
 	if len(f.byName) > 0 && len(f.list) > 0 {
 		return false // which are the request's?
 	}
-	for name := range f.byName {
-		if !f.note(name, own) {
+	for name, value := range f.byName {
+		if !f.note(name, own) || pseudo(name) && !agrees(req, name, value) {
 			return false
 		}
 	}
 	for _, h := range f.list {
-		if !f.note(h.GetKey(), own) || len(h.GetRawValue()) > 0 && h.GetValue() != "" {
+		name := h.GetKey()
+		if !f.note(name, own) || len(h.GetRawValue()) > 0 && h.GetValue() != "" || pseudo(name) && !agrees(req, name, borrow(rawValue(h))) {
 			return false
 		}
+	}
+	return true
+}
+
+// pseudo tells whether it is the name of a pseudo-header (RFC 9113 §8.3).
+func pseudo(name string) bool { return name != "" && name[0] == ':' }
+
+// agrees tells whether a pseudo-header says of the request what the message says. A string of the message has "!" where the
+// client sent no UTF-8; the list has the bytes, and so has the service.
+func agrees(req *authv3.AttributeContext_HttpRequest, name, value string) bool {
+	switch name {
+	case ":method":
+		return value == req.GetMethod()
+	case ":authority":
+		return value == req.GetHost()
+	case ":path":
+		return value == req.GetPath()
 	}
 	return true
 }
@@ -175,9 +194,12 @@ func (f *envoyFields) note(name string, own map[string]bool) bool {
 	return true
 }
 
-// extensionPrefix begins what a route's context_extensions may ask of the agent. It knows none yet, and refuses what it
-// does not know: a route that asks for other rules must not get these.
-const extensionPrefix = "sidekey."
+// extensionPrefix begins what a route's context_extensions may ask of the agent, which refuses what it does not know. They
+// are the proxy's own words: no client can write them.
+const (
+	extensionPrefix = "sidekey."
+	extensionRules  = "sidekey.rules" // the set of rules that decides, of those that the log hands out
+)
 
 // readEnvoyCheck makes a Request of a check request; give it back with release. Bodies are never looked at.
 func readEnvoyCheck(req *authv3.CheckRequest, own map[string]bool) *Request {
@@ -187,8 +209,10 @@ func readEnvoyCheck(req *authv3.CheckRequest, own map[string]bool) *Request {
 	r.method, r.proto, r.host, r.target = is.GetMethod(), is.GetScheme(), is.GetHost(), is.GetPath()
 	// Envoy has both in the path, and says that it leaves these empty.
 	r.faulty = !r.envoy.read(is, own) || is.GetQuery() != "" || is.GetFragment() != ""
-	for name := range at.GetContextExtensions() {
-		if strings.HasPrefix(name, extensionPrefix) {
+	for name, value := range at.GetContextExtensions() {
+		if name == extensionRules {
+			r.named, r.ruleSet = true, value
+		} else if strings.HasPrefix(name, extensionPrefix) {
 			r.faulty = true
 		}
 	}

@@ -255,7 +255,7 @@ func TestEnvoyDecisions(t *testing.T) {
 		{"no method", envoyAsks(" h/api/x", good), 403, "ambiguous_request"},
 		{"no path", change(envoyAsks("GET h/api/x", good), func(at *authv3.AttributeContext) { at.Request.Http.Path = "" }), 403, "ambiguous_request"},
 		{"no host", change(envoyAsks("GET h/api/x", good), func(at *authv3.AttributeContext) { at.Request.Http.Host = "" }), 403, "ambiguous_request"},
-		{"rules that are not here", change(envoyAsks("GET h/api/x", good), func(at *authv3.AttributeContext) { at.ContextExtensions = map[string]string{"sidekey.rules": "x"} }), 403, "ambiguous_request"},
+		{"rules that are not here", change(envoyAsks("GET h/api/x", good), func(at *authv3.AttributeContext) { at.ContextExtensions = map[string]string{"sidekey.rules": "x"} }), 403, "no_rule"},
 		{"extensions of others", change(envoyAsks("GET h/api/x", good), func(at *authv3.AttributeContext) { at.ContextExtensions = map[string]string{"virtual_host": "x"} }), 200, "bearer"},
 		{"an empty request", &authv3.CheckRequest{}, 403, "ambiguous_request"},
 		{"attributes without a request", &authv3.CheckRequest{Attributes: &authv3.AttributeContext{Source: peer("10.1.2.3")}}, 403, "ambiguous_request"},

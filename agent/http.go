@@ -9,6 +9,8 @@ import (
 	"strconv"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/sidekey/sidekey/bus/trace"
 )
 
 // The routes, as they stand in the request line (API.md §3).
@@ -36,6 +38,7 @@ var (
 
 // route is a path and what answers it.
 type route struct {
+	name      string                  // as the metrics have it
 	get, post fasthttp.RequestHandler // nil: not allowed; get answers HEAD as well
 	any       fasthttp.RequestHandler // for every method, instead of both
 	allow     string                  // RFC 9110 §10.2.1
@@ -53,7 +56,7 @@ type faces struct {
 func newFaces(a *Agent) faces {
 	f := faces{routes: make(map[string]*route), realm: `Bearer realm="` + a.cfg.Realm + `"`}
 	add := func(name string, get, post fasthttp.RequestHandler) *route {
-		r := &route{get: get, post: post, refuse: writeProblem, requests: a.metrics.route(name)}
+		r := &route{name: name, get: get, post: post, refuse: writeProblem, requests: a.metrics.route(name)}
 		switch {
 		case get != nil && post != nil:
 			r.allow = "GET, HEAD, POST"
@@ -137,19 +140,35 @@ func (a *Agent) finish(ctx *fasthttp.RequestCtx, r *route) {
 		ctx.Response.Reset()
 		noStore(ctx)
 		writeProblem(ctx, http.StatusInternalServerError, "the agent failed; its log says where")
-		a.panicked(x)
+		a.panicked(x, (*fastFields)(&ctx.Request.Header))
 	}
 	r.requests.count(ctx.Response.StatusCode())
+	a.told(r.name, ctx.Response.StatusCode(), (*fastFields)(&ctx.Request.Header))
 }
 
 // panicked counts and logs what was recovered.
-func (a *Agent) panicked(x any) {
+func (a *Agent) panicked(x any, of source) {
 	a.metrics.panics.Inc()
 	what := fmt.Sprintf("%T", x) // of a value that is not the runtime's own, the type alone: it may hold a token
 	if err, ok := x.(runtime.Error); ok {
 		what = err.Error()
 	}
-	a.log.Error("a request failed inside; this is a bug", "panic", what, "stack", string(debug.Stack()))
+	a.log.Error("a request failed inside; this is a bug", append([]any{"panic", what, "stack", string(debug.Stack())}, traceOf(of).Pairs()...)...)
+}
+
+// told logs an answer, where so much is logged, with the trace that the request belongs to.
+func (a *Agent) told(route string, status int, of source) {
+	if a.log.IsDebug() {
+		a.log.Debug("answered", append([]any{"route", route, "status", status}, traceOf(of).Pairs()...)...)
+	}
+}
+
+// traceOf is the trace that a request says it belongs to. It is only read where something is logged, or somebody asked.
+func traceOf(of source) trace.Parent {
+	if of == nil {
+		return trace.Parent{}
+	}
+	return trace.Parse(of.all(trace.Field)...)
 }
 
 func noStore(ctx *fasthttp.RequestCtx) {

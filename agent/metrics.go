@@ -87,12 +87,24 @@ func (m *metrics) states(a *Agent) []prometheus.Collector {
 		gauge("ready", "1 when the agent vouches for tokens.", func() float64 { return truth(a.Ready()) }),
 		gauge("lease_seconds", "How long the lease in force lasts.", func() float64 { return float64(a.Status().Lease) / 1000 }),
 		gauge("serving_stale", "1 while the agent goes on without a lease.", func() float64 { return truth(a.Status().Serving) }),
+		gauge("log_fault", "1 while the agent does not believe the log, and so does not go on with it.", func() float64 { return truth(a.replica.Fault() != nil) }),
+		gauge("keys", "Keys held.", func() float64 { return float64(len(a.replica.Snapshot().Ring.Records())) }),
 		gauge("connected", "1 while the bus is connected.", func() float64 { return truth(a.connected()) }),
 		gauge("clock_off_seconds", "How far the wall clock is ahead of the issuers' ticks; negative: behind.", func() float64 { return a.clockOff().Seconds() }),
 		gauge("epoch", "The log's epoch.", func() float64 { return float64(a.replica.Snapshot().Position.Epoch) }),
 		gauge("applied_seq", "The sequence applied.", func() float64 { return float64(a.replica.Snapshot().Position.Seq) }),
 		gauge("head_seq", "The newest sequence known.", func() float64 { return float64(a.replica.Head()) }),
 		gauge("revocations", "Revocations held.", func() float64 { return float64(a.replica.Revocations()) }),
+		gauge("rules", "Rules in force by default.", func() float64 {
+			if set := a.Rules(); set != nil {
+				return float64(set.Len())
+			}
+			return 0
+		}),
+		gauge("rules_fault", "1 while the newest rules are not in force.", func() float64 {
+			st := a.book.Load().status
+			return truth(st != nil && st.Fault != "")
+		}),
 		gauge("cache_entries", "Proven tokens remembered.", func() float64 { return float64(a.cache.proofs.Len()) }),
 		counter("cache_hits_total", "Tokens whose proof was remembered.", a.cache.hits.Load),
 		counter("cache_misses_total", "Tokens that had to be proven.", a.cache.misses.Load),

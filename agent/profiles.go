@@ -100,9 +100,21 @@ func (r *Request) readURL(url string) {
 // proxy itself has added.
 func readForwarded(_ *fasthttp.RequestHeader, r *Request) {
 	r.method, r.target = r.field("X-Forwarded-Method"), r.field("X-Forwarded-Uri")
-	r.host, r.proto = r.field("X-Forwarded-Host"), r.field("X-Forwarded-Proto")
+	r.host, r.proto = r.field("X-Forwarded-Host"), overHTTP(r.field("X-Forwarded-Proto"))
 	from := r.field("X-Forwarded-For")
 	r.client = clientAddr(strings.TrimSpace(from[strings.LastIndexByte(from, ',')+1:]))
+}
+
+// overHTTP gives the scheme that a WebSocket's is opened by (RFC 6455 §3): Traefik says ws and wss of a handshake. The page that
+// opens one says http and https of itself, in Origin.
+func overHTTP(scheme string) string {
+	switch scheme {
+	case "ws":
+		return "http"
+	case "wss":
+		return "https"
+	}
+	return scheme
 }
 
 // readEnvoy reads the convention of ext_authz over HTTP with the path_prefix /v1/auth/envoy: the check request is the

@@ -11,6 +11,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/sidekey/sidekey/agent/rules"
+	"github.com/sidekey/sidekey/bus/trace"
 )
 
 // Request is what a client asked of a service, as the proxy before that service tells it. A Scheme reads it while
@@ -36,6 +37,8 @@ type Request struct {
 	envoy envoyFields       // the source of a request of ext_authz
 
 	// What decides beside who it is, where there are rules: rule is for this request, wanted what it is given.
+	named   bool   // by the set of this name, whatever the agent's own
+	ruleSet string //
 	rule    *rules.Rule
 	wanted  rules.Request
 	outcome rules.Outcome
@@ -59,6 +62,9 @@ func (f mapFields) all(name string) [][]byte {
 	}
 	return all
 }
+
+// trace is the trace that the request says it belongs to.
+func (r *Request) trace() trace.Parent { return traceOf(r.headers) }
 
 // NewRequest makes a Request of what a client asked for: for the test of a Scheme. target is path and query, scheme and
 // host are in the form of a URL ("https", "app.example").

@@ -148,18 +148,18 @@ func (w *customWay) ask(r *Request, seq uint64) answered {
 	case errors.As(err, &refusal):
 		return refused(refusal)
 	case err != nil:
-		return w.unknown(w.name, err)
+		return w.unknown(w.name, r, err)
 	case p == nil:
 		return answered{}
 	}
-	return w.accept(w.name, *p, seq)
+	return w.accept(w.name, r, *p, seq)
 }
 
 // accept takes a principal in that a scheme has made after the agent had applied seq.
-func (a *Agent) accept(name string, p Principal, seq uint64) answered {
+func (a *Agent) accept(name string, r *Request, p Principal, seq uint64) answered {
 	p.Method = name
 	if err := p.check(); err != nil {
-		return a.unknown(name, err)
+		return a.unknown(name, r, err)
 	}
 	p.mapped = p.mapClaims(a.claims)
 	if !p.presentable() {
@@ -187,8 +187,8 @@ func refused(why *Refusal) answered {
 }
 
 // unknown is the answer of a scheme that cannot tell. It fails closed.
-func (a *Agent) unknown(name string, err error) answered {
-	a.log.Warn("an authenticator cannot tell whether a credential is right", "authenticator", name, "error", err)
+func (a *Agent) unknown(name string, r *Request, err error) answered {
+	a.log.Warn("an authenticator cannot tell whether a credential is right", append([]any{"authenticator", name, "error", err}, r.trace().Pairs()...)...)
 	return answered{verdict: Verdict{}.unavailable(Unavailable)}
 }
 

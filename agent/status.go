@@ -45,8 +45,19 @@ type KeyStatus struct {
 // RulesStatus tells which rules are in force.
 type RulesStatus struct {
 	Rules   int    `json:"rules"`
-	Version string `json:"version"`         // of the file's text: equal texts have equal versions
-	Fault   string `json:"fault,omitempty"` // why a newer file is not in force
+	Version string `json:"version"`         // of their text: equal texts have equal versions; "": there are none by default
+	Fault   string `json:"fault,omitempty"` // why newer ones are not in force
+	// Sets are those of agent.rules_sets in their order, then the others that the log hands out, by name.
+	Sets []RuleSetStatus `json:"sets,omitempty"`
+}
+
+// RuleSetStatus tells by which version of a set the agent decides.
+type RuleSetStatus struct {
+	Name      string `json:"name"`
+	Version   uint64 `json:"version"` // 0: by none; the set denies
+	Merged    bool   `json:"merged"`  // it is one of agent.rules_sets
+	Withdrawn bool   `json:"withdrawn,omitempty"`
+	Fault     string `json:"fault,omitempty"` // why the newest version is not in force
 }
 
 // CacheStatus counts the proven tokens remembered, and since the start those found and not found there.
@@ -76,12 +87,7 @@ func (a *Agent) Status() Status {
 	if err := a.replica.Fault(); err != nil {
 		s.Fault = err.Error()
 	}
-	if set := a.rules.Load(); set != nil {
-		s.Rules = &RulesStatus{Rules: set.Len(), Version: set.Version()}
-		if fault := a.rulesFault.Load(); fault != nil {
-			s.Rules.Fault = *fault
-		}
-	}
+	s.Rules = a.book.Load().status
 	s.Stale = true
 	if l := a.leases.Current(); l != nil {
 		now := a.clock()

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sidekey/sidekey/bus/trace"
 	"github.com/sidekey/sidekey/keyring"
 	"github.com/sidekey/sidekey/keyring/strictjson"
 )
@@ -235,25 +236,25 @@ func (w *webhookWay) ask(r *Request, seq uint64) answered {
 	case w.calls <- struct{}{}:
 		defer func() { <-w.calls }()
 	case <-ctx.Done():
-		return w.unknown(schemeWebhook, errors.New("too many calls are under way"))
+		return w.unknown(schemeWebhook, r, errors.New("too many calls are under way"))
 	}
 	parts := w.question(r)
-	status, body, err := w.call(ctx, parts)
+	status, body, err := w.call(trace.With(ctx, r.trace()), parts)
 	switch {
 	case err != nil:
-		return w.unknown(schemeWebhook, err)
+		return w.unknown(schemeWebhook, r, err)
 	case status == http.StatusNoContent:
 		return answered{}
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
 		return refused(&Refusal{Forbidden: status == http.StatusForbidden})
 	case status != http.StatusOK:
-		return w.unknown(schemeWebhook, fmt.Errorf("it answers %d; want 200, 204, 401 or 403", status))
+		return w.unknown(schemeWebhook, r, fmt.Errorf("it answers %d; want 200, 204, 401 or 403", status))
 	}
 	p, err := readAnswer(body)
 	if err != nil {
-		return w.unknown(schemeWebhook, err)
+		return w.unknown(schemeWebhook, r, err)
 	}
-	ans := w.accept(schemeWebhook, *p, seq)
+	ans := w.accept(schemeWebhook, r, *p, seq)
 	if ans.who != nil && w.cfg.CacheFor > 0 {
 		w.memory.add(w.memory.sum(parts...), ans.who, since, w.cfg.CacheFor)
 	}
@@ -281,6 +282,9 @@ func (w *webhookWay) call(ctx context.Context, parts []string) (status int, body
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json")
+	if of := trace.Of(ctx).String(); of != "" {
+		req.Header.Set(trace.Field, of)
+	}
 	res, err := w.client.Do(req)
 	if err != nil {
 		var at *url.Error

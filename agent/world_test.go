@@ -39,6 +39,7 @@ type world struct {
 	clock   lease.Clock // by which leases end
 	hurried atomic.Int64
 	seq     uint64
+	checks  *host // where a test asks POST /v1/check
 }
 
 // Current makes a world the agent's leases.
@@ -92,6 +93,10 @@ func newStartingWorldWith(t testing.TB, parts func(*agent.Parts), change ...func
 			return k, nil
 		}
 		return nil, replica.ErrNotHeld
+	}, Rules: func(next *replica.Snapshot) {
+		if w.agent != nil {
+			w.agent.TakeRules(next)
+		}
 	}})
 	w.buildWith(w.rep, parts, change...)
 	return w

@@ -96,17 +96,26 @@ func (k *Keys) accounts(revoked []string) ([]account, error) {
 	}
 	var all []account
 	for _, ac := range []*jwt.AccountClaims{issuers, agents} {
-		for _, nkey := range revoked {
-			// An nkey is never used again, so no JWT of it, whenever it was signed, is of use.
-			ac.Revocations.Revoke(nkey, time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC))
-		}
-		token, err := ac.Encode(k.operator)
+		a, err := k.signAccount(ac, revoked)
 		if err != nil {
-			return nil, fmt.Errorf("signing account %s: %w", ac.Name, err)
+			return nil, err
 		}
-		all = append(all, account{ac.Name, ac.Subject, token})
+		all = append(all, a)
 	}
 	return all, nil
+}
+
+// signAccount signs an account that lets the users in revoked (nkeys) in no more.
+func (k *Keys) signAccount(ac *jwt.AccountClaims, revoked []string) (account, error) {
+	for _, nkey := range revoked {
+		// An nkey is never used again, so no JWT of it, whenever it was signed, is of use.
+		ac.Revocations.Revoke(nkey, time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC))
+	}
+	token, err := ac.Encode(k.operator)
+	if err != nil {
+		return account{}, fmt.Errorf("signing account %s: %w", ac.Name, err)
+	}
+	return account{ac.Name, ac.Subject, token}, nil
 }
 
 func (k *Keys) issuersClaims() (*jwt.AccountClaims, error) {
@@ -131,7 +140,23 @@ func (k *Keys) issuersClaims() (*jwt.AccountClaims, error) {
 	return ac, nil
 }
 
+// agentsClaims describes the agents' account as the servers with the issuers have it.
 func (k *Keys) agentsClaims(issuers string) (*jwt.AccountClaims, error) {
+	ac, err := k.agentsAlone()
+	if err != nil {
+		return nil, err
+	}
+	for _, subject := range k.subjects.heard() {
+		ac.Imports.Add(&jwt.Import{Name: subject, Subject: jwt.Subject(subject), Account: issuers, Type: jwt.Stream})
+	}
+	for _, subject := range k.subjects.services() {
+		ac.Imports.Add(&jwt.Import{Name: subject, Subject: jwt.Subject(subject), Account: issuers, Type: jwt.Service})
+	}
+	return ac, nil
+}
+
+// agentsAlone describes the agents' account with who may come in and nothing that comes from the issuers'.
+func (k *Keys) agentsAlone() (*jwt.AccountClaims, error) {
 	key, err := k.agents.PublicKey()
 	if err != nil {
 		return nil, err
@@ -151,17 +176,11 @@ func (k *Keys) agentsClaims(issuers string) (*jwt.AccountClaims, error) {
 		us.Role = scope.role
 		us.Template.Permissions = scope.may
 		us.Template.NatsLimits = jwt.NatsLimits{Subs: 256, Data: jwt.NoLimit, Payload: 128 << 10}
-		us.Template.AllowedConnectionTypes = []string{jwt.ConnectionTypeStandard, jwt.ConnectionTypeInProcess, jwt.ConnectionTypeLeafnode}
+		us.Template.AllowedConnectionTypes = []string{jwt.ConnectionTypeStandard, jwt.ConnectionTypeInProcess}
 		if scope.role == "join" {
-			us.Template.NatsLimits.Subs, us.Template.AllowedConnectionTypes = 8, us.Template.AllowedConnectionTypes[:2]
+			us.Template.NatsLimits.Subs = 8
 		}
 		ac.SigningKeys.AddScopedSigner(us)
-	}
-	for _, subject := range k.subjects.heard() {
-		ac.Imports.Add(&jwt.Import{Name: subject, Subject: jwt.Subject(subject), Account: issuers, Type: jwt.Stream})
-	}
-	for _, subject := range k.subjects.services() {
-		ac.Imports.Add(&jwt.Import{Name: subject, Subject: jwt.Subject(subject), Account: issuers, Type: jwt.Service})
 	}
 	return ac, nil
 }

@@ -27,6 +27,8 @@ type LogConfig struct {
 	Issuer    string             // this issuer's name, as its ticks give it
 	Replicas  int                // of the streams; 0: 1
 	Now       func() time.Time   // nil: time.Now
+	// Took hears how long each append took until it was acknowledged, also a tick's. nil: nobody measures.
+	Took func(time.Duration)
 }
 
 // Log is an issuer's side of the log: what a Reader does, and appending. Several issuers may write
@@ -55,6 +57,9 @@ type ownTick struct {
 	seq   uint64
 	begun time.Time // before it was sent
 }
+
+// lateReplica is the pause before a replica that is a little behind is asked again.
+const lateReplica = 5 * time.Millisecond
 
 // keptTicks bounds what Fresh can look back on.
 const keptTicks = 16
@@ -88,7 +93,7 @@ func OpenLog(ctx context.Context, c *Conn, cfg LogConfig) (*Log, error) {
 	if l.epoch, err = c.ensureStreams(ctx, max(cfg.Replicas, 1), cfg.Now()); err != nil {
 		return nil, err
 	}
-	m, err := l.manifest(ctx)
+	m, _, err := l.manifest(ctx)
 	switch {
 	case err == nil && m.Epoch >= l.epoch:
 		l.head = m.cursor()
@@ -100,7 +105,7 @@ func OpenLog(ctx context.Context, c *Conn, cfg LogConfig) (*Log, error) {
 	if l.last, err = l.newest(ctx, m); err != nil {
 		return nil, err
 	}
-	if err := l.catchUp(ctx, nil); err != nil {
+	if err := l.catchUpToLeader(ctx); err != nil {
 		// Begun anew by somebody who did not get as far as its first checkpoint: see Lacks.
 		if l.unfounded = m == nil && errors.Is(err, ErrBehind); !l.unfounded {
 			return nil, fmt.Errorf("reading the log up to its head: %w", err)
@@ -177,7 +182,7 @@ func (l *Log) Fresh(seq uint64, d time.Duration) bool {
 	return false
 }
 
-func (l *Log) submit(req *request) (Cursor, error) {
+func (l *Log) submit(req *request) (at Cursor, err error) {
 	if len(req.facts) == 0 {
 		return Cursor{}, errors.New("appending to the log: there is nothing to append")
 	}
@@ -185,6 +190,14 @@ func (l *Log) submit(req *request) (Cursor, error) {
 		if _, err := Encode(f); err != nil {
 			return Cursor{}, err
 		}
+	}
+	if l.cfg.Took != nil {
+		begun := time.Now()
+		defer func() {
+			if err == nil {
+				l.cfg.Took(time.Since(begun))
+			}
+		}()
 	}
 	req.done = make(chan struct{})
 	select {
@@ -259,6 +272,10 @@ func (l *Log) writeBatch(ctx context.Context, batch []*request) {
 			return
 		}
 		if l.head == before && len(batch) > 0 && ctx.Err() == nil {
+			if wrongRevision(why) && l.conn.replicated() {
+				sleep(ctx, lateReplica) // another issuer was first, and the replica that was asked has not its entry yet
+				continue
+			}
 			l.conn.log.Warn("could not append to the log, trying again", "after_seq", l.head.Seq, "error", why)
 			sleep(ctx, 250*time.Millisecond)
 		}
@@ -311,13 +328,13 @@ func (l *Log) publish(batch []*request) []*pending {
 			continue
 		}
 		for _, f := range req.facts {
-			if len(sent) == writeBatch {
+			if len(sent) == l.atOnce() {
 				return sent
 			}
 			kinds[f.Kind()] = true
 			p, err := l.prepare(req, f, at)
 			if err == nil {
-				p.ack, err = l.conn.js.PublishMsgAsync(p.msg, onlyBehind(at)...)
+				p.ack, err = l.conn.js.PublishMsgAsync(p.msg, l.onlyBehind(at)...)
 			}
 			if err != nil {
 				l.conn.log.Debug("could not publish an entry", "error", err)
@@ -334,12 +351,24 @@ func (l *Log) publish(batch []*request) []*pending {
 // sequence alone would not do where several are under way: if another issuer's entry stands where
 // the first of ours was to stand, the second would find its sequence right, and would be stored
 // behind an entry that it was not decided, nor chained, after.
-func onlyBehind(at Cursor) []jetstream.PublishOpt {
+//
+// Replicas do not all know the id of their last message: one that has caught up from another does not, and
+// nats-server 2.15 ends its copy at such a condition. So there the sequence alone has to do, and one entry is under
+// way at a time (atOnce).
+func (l *Log) onlyBehind(at Cursor) []jetstream.PublishOpt {
 	opts := []jetstream.PublishOpt{jetstream.WithExpectLastSequence(at.Seq), jetstream.WithRetryAttempts(0)}
-	if at.Seq > 0 {
+	if at.Seq > 0 && !l.conn.replicated() {
 		opts = append(opts, jetstream.WithExpectLastMsgID(at.Chain.id()))
 	}
 	return opts
+}
+
+// atOnce is how many entries may be under way.
+func (l *Log) atOnce() int {
+	if l.conn.replicated() {
+		return 1
+	}
+	return writeBatch
 }
 
 // id is the message id of the entry with this chain up to and with it.
@@ -458,9 +487,44 @@ func (l *Log) catchUp(ctx context.Context, sent []*pending) error {
 	}
 }
 
+// catchUpToLeader is catchUp to where the stream's leader stands. A replica that is late may answer what catchUp
+// asks, and what it has not yet must not look lost.
+func (l *Log) catchUpToLeader(ctx context.Context) error {
+	if !l.conn.replicated() {
+		return l.catchUp(ctx, nil)
+	}
+	last, err := l.conn.lastSeq(ctx, l.conn.subjects.logStream())
+	if err != nil {
+		return err
+	}
+	for {
+		err := l.catchUp(ctx, nil)
+		// A late replica seems to end early, or to hold other checkpoints than those that are behind.
+		if err != nil && !passing(err) && !errors.Is(err, ErrBehind) && !errors.Is(err, ErrRollback) || l.head.Seq >= last && (err == nil || errors.Is(err, ErrRollback)) {
+			return err
+		}
+		if l.unfounded, _ = l.unfoundedAt(ctx, err); l.unfounded {
+			return err
+		}
+		if !sleep(ctx, shorterWait) {
+			return errors.Join(ctx.Err(), err)
+		}
+	}
+}
+
+// unfoundedAt tells whether there is no checkpoint by the leader's own word, where the log does not begin at its
+// beginning.
+func (l *Log) unfoundedAt(ctx context.Context, why error) (bool, error) {
+	if !errors.Is(why, ErrBehind) {
+		return false, nil
+	}
+	_, err := l.conn.leaderGet(ctx, l.conn.subjects.checkpointStream(), l.conn.subjects.manifest())
+	return errors.Is(err, jetstream.ErrMsgNotFound), nil
+}
+
 // jump moves the head to the newest checkpoint: the log was purged beyond it while nothing was written here.
 func (l *Log) jump(ctx context.Context) error {
-	m, err := l.manifest(ctx)
+	m, _, err := l.manifest(ctx)
 	if err != nil {
 		return err
 	}

@@ -61,6 +61,9 @@ func (a *asked) agent(t *testing.T, connected, name string, key ed25519.PrivateK
 		t.Fatal(err)
 	}
 	t.Cleanup(stop)
+	if err := ans.Conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // ask gives the runs that answered, in a time in which all can.
@@ -138,6 +141,7 @@ func TestAskBounds(t *testing.T) {
 
 // TestForgedQuestions: they are looked at no faster than true ones are answered, and reported once.
 func TestForgedQuestions(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	var logged bytes.Buffer // written by the one goroutine that judges, before it does
 	_, key := generate(t)
@@ -152,6 +156,9 @@ func TestForgedQuestions(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stop()
+	if err := ans.Conn.Flush(); err != nil { // else the questions may be there before who is asked
+		t.Fatal(err)
+	}
 	nc := owner(t, b)
 	begun := time.Now()
 	for range 20 {

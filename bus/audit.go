@@ -98,7 +98,15 @@ func (c *Conn) auditStream(cfg AuditConfig) jetstream.StreamConfig {
 func OpenAudit(ctx context.Context, c *Conn, cfg AuditConfig) (*AuditTrail, error) {
 	a := &AuditTrail{conn: c, cfg: cfg, sealer: cfg.Master.Sealer("audit")}
 	err := retry(ctx, func(ctx context.Context) error {
-		_, err := c.js.CreateOrUpdateStream(ctx, c.auditStream(cfg))
+		sc := c.auditStream(cfg)
+		_, err := c.js.CreateStream(ctx, sc)
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+			var s jetstream.Stream
+			if s, err = c.js.Stream(ctx, sc.Name); err == nil {
+				sc.Replicas = max(sc.Replicas, s.CachedInfo().Config.Replicas) // a cluster has grown
+				_, err = c.js.UpdateStream(ctx, sc)
+			}
+		}
 		return err
 	})
 	if err != nil {

@@ -27,6 +27,8 @@ const (
 	BucketAgents      = "agents" // agents that joined: Member
 	BucketIssuers     = "issuers"
 	BucketJoins       = "joins" // join tokens: who they are for, and whether they are used
+	// BucketDuties says which issuer does what one is enough for (lease.Duty). Nothing is lost with it.
+	BucketDuties = "duties"
 )
 
 // Record is one record of a state bucket, opened. Revision is what Update and Delete compare: it
@@ -74,7 +76,7 @@ func OpenBucket(ctx context.Context, c *Conn, name string, master *keyring.Maste
 	b := &Bucket{name: name, conn: c, versions: newVersions(), sealer: master.Sealer("bucket " + name), prefix: "$KV." + full + "."}
 	err := retry(ctx, func(ctx context.Context) (err error) {
 		b.kv, err = c.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-			Bucket: full, Description: "sidekey: sealed " + name, History: 1, Storage: jetstream.FileStorage, Replicas: max(replicas, 1),
+			Bucket: full, Description: "sidekey: sealed " + name, History: 1, Storage: jetstream.FileStorage, Replicas: c.asMany(replicas),
 			LimitMarkerTTL: markerTTL,
 		})
 		if errors.Is(err, jetstream.ErrBucketExists) {
@@ -83,7 +85,9 @@ func OpenBucket(ctx context.Context, c *Conn, name string, master *keyring.Maste
 		if err != nil {
 			return err
 		}
-		b.stream, err = c.js.Stream(ctx, "KV_"+full)
+		if b.stream, err = c.js.Stream(ctx, "KV_"+full); err == nil {
+			_, err = c.raise(ctx, b.stream.CachedInfo().Config, replicas)
+		}
 		return err
 	})
 	if err != nil {
@@ -92,8 +96,9 @@ func OpenBucket(ctx context.Context, c *Conn, name string, master *keyring.Maste
 	return b, nil
 }
 
-// Get reads a record, or gives ErrNotFound. In a cluster a read may come from a follower and be
-// late: decide by Create, Update or Delete, never by a Get alone.
+// Get reads a record, or gives ErrNotFound. In a cluster the stream's leader is asked: a client that was
+// answered by one issuer goes on at another at once. One that has lost its place without knowing may be
+// late all the same: decide by Create, Update or Delete, never by a Get alone.
 func (b *Bucket) Get(ctx context.Context, name string) (Record, error) {
 	if err := b.checkName(name); err != nil {
 		return Record{}, err
@@ -113,25 +118,33 @@ func (b *Bucket) Get(ctx context.Context, name string) (Record, error) {
 }
 
 func (b *Bucket) get(ctx context.Context, name string) (Record, error) {
-	var entry jetstream.KeyValueEntry
+	var m *jetstream.RawStreamMsg
 	err := retry(ctx, func(ctx context.Context) (err error) {
-		entry, err = b.kv.Get(ctx, name)
+		m, err = b.last(ctx, name)
 		return err
 	})
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
+	if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && isMarker(m) {
 		return Record{}, b.absent(ctx, name)
 	}
 	if err != nil {
 		return Record{}, fmt.Errorf("reading a record of bucket %s: %w", b.name, err)
 	}
-	version, value, err := b.open(name, entry.Value())
+	version, value, err := b.open(name, m.Data)
 	if err != nil {
 		return Record{}, err
 	}
-	if err := b.judge(name, version, entry.Revision()); err != nil {
+	if err := b.judge(name, version, m.Sequence); err != nil {
 		return Record{}, err
 	}
-	return Record{Name: name, Value: value, Revision: entry.Revision()}, nil
+	return Record{Name: name, Value: value, Revision: m.Sequence}, nil
+}
+
+// last reads the newest message under a name, or gives jetstream.ErrMsgNotFound.
+func (b *Bucket) last(ctx context.Context, name string) (*jetstream.RawStreamMsg, error) {
+	if b.conn.replicated() {
+		return b.conn.leaderGet(ctx, b.stream.CachedInfo().Config.Name, b.prefix+name)
+	}
+	return b.stream.GetLastMsgForSubject(ctx, b.prefix+name)
 }
 
 // absent is ErrNotFound. Where another issuer has deleted the record it remembers that, by the marker:
@@ -187,7 +200,7 @@ func (b *Bucket) Create(ctx context.Context, name string, value []byte) (uint64,
 func (b *Bucket) marker(ctx context.Context, name string) (uint64, error) {
 	var m *jetstream.RawStreamMsg
 	err := retry(ctx, func(ctx context.Context) (err error) {
-		m, err = b.stream.GetLastMsgForSubject(ctx, b.prefix+name)
+		m, err = b.last(ctx, name)
 		return err
 	})
 	switch {
@@ -251,7 +264,7 @@ func (b *Bucket) Delete(ctx context.Context, name string, revision uint64) error
 	switch {
 	case wrongRevision(err):
 		if tried > 1 {
-			if _, gerr := b.kv.Get(ctx, name); errors.Is(gerr, jetstream.ErrKeyNotFound) {
+			if m, gerr := b.last(ctx, name); errors.Is(gerr, jetstream.ErrMsgNotFound) || gerr == nil && isMarker(m) {
 				b.note(name, revision+1, 0)
 				return nil // our own first attempt, whose answer was lost
 			}
@@ -289,9 +302,9 @@ func (b *Bucket) write(ctx context.Context, name string, value []byte, version, 
 		return rev, nil
 	}
 	if tried > 1 {
-		if now, err := b.kv.Get(ctx, name); err == nil && string(now.Value()) == string(sealed) {
-			b.note(name, version, now.Revision())
-			return now.Revision(), nil
+		if now, err := b.last(ctx, name); err == nil && string(now.Data) == string(sealed) {
+			b.note(name, version, now.Sequence)
+			return now.Sequence, nil
 		}
 	}
 	return 0, ErrConflict
@@ -306,7 +319,16 @@ func wrongRevision(err error) bool {
 // meanwhile is there or not, whole.
 func (b *Bucket) List(ctx context.Context, filter string) ([]Record, error) {
 	var recs []Record
-	err := b.each(ctx, filter, func(m *jetstream.RawStreamMsg) error {
+	err := b.Each(ctx, filter, func(rec Record) error {
+		recs = append(recs, rec)
+		return nil
+	})
+	return recs, err
+}
+
+// Each is List for more than fits into memory: it calls fn with the records, and returns its error.
+func (b *Bucket) Each(ctx context.Context, filter string, fn func(Record) error) error {
+	return b.each(ctx, filter, func(m *jetstream.RawStreamMsg) error {
 		name := strings.TrimPrefix(m.Subject, b.prefix)
 		version, value, err := b.open(name, m.Data)
 		if err != nil {
@@ -316,18 +338,25 @@ func (b *Bucket) List(ctx context.Context, filter string) ([]Record, error) {
 		if b.judge(name, version, m.Sequence) != nil {
 			if rec, err = b.Get(ctx, name); errors.Is(err, ErrNotFound) { // it looks again, and says so
 				return nil
+			} else if err != nil {
+				return err
 			}
 		}
-		recs = append(recs, rec)
-		return err
+		return fn(rec)
 	})
-	return recs, err
 }
 
 // Count tells how many records stand under a filter.
 func (b *Bucket) Count(ctx context.Context, filter string) (n int, err error) {
 	err = b.each(ctx, filter, func(*jetstream.RawStreamMsg) error { n++; return nil })
 	return n, err
+}
+
+// AtMost tells how many records stand under a filter, or more where some were deleted within the last minute. It reads
+// names and no records, in one request.
+func (b *Bucket) AtMost(ctx context.Context, filter string) (int, error) {
+	subjects, err := b.subjects(ctx, filter)
+	return len(subjects), err
 }
 
 // each calls fn with every message under a filter that is a record, and not the marker that a
@@ -346,6 +375,9 @@ func (b *Bucket) each(ctx context.Context, filter string, fn func(*jetstream.Raw
 		if err != nil {
 			return fmt.Errorf("listing bucket %s: %w", b.name, err)
 		}
+		if msgs, err = b.complete(ctx, page, msgs); err != nil {
+			return fmt.Errorf("listing bucket %s: %w", b.name, err)
+		}
 		for _, m := range msgs {
 			if isMarker(m) {
 				b.noteGone(strings.TrimPrefix(m.Subject, b.prefix), m.Sequence)
@@ -357,6 +389,35 @@ func (b *Bucket) each(ctx context.Context, filter string, fn func(*jetstream.Raw
 		}
 	}
 	return nil
+}
+
+// complete asks the leader for what a replica that is late has not: the names are the leader's.
+func (b *Bucket) complete(ctx context.Context, page []string, msgs []*jetstream.RawStreamMsg) ([]*jetstream.RawStreamMsg, error) {
+	if !b.conn.replicated() || len(msgs) == len(page) {
+		return msgs, nil
+	}
+	have := make(map[string]bool, len(msgs))
+	for _, m := range msgs {
+		have[m.Subject] = true
+	}
+	for _, subject := range page {
+		if have[subject] {
+			continue
+		}
+		var m *jetstream.RawStreamMsg
+		err := retry(ctx, func(ctx context.Context) (err error) {
+			m, err = b.last(ctx, strings.TrimPrefix(subject, b.prefix))
+			return err
+		})
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue // deleted since
+		}
+		if err != nil {
+			return nil, err
+		}
+		msgs = append(msgs, m)
+	}
+	return msgs, nil
 }
 
 // subjects asks the server for the subjects under a filter, of records and of markers.

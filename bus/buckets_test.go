@@ -24,6 +24,7 @@ type theBucket interface {
 	Delete(ctx context.Context, name string, revision uint64) error
 	List(ctx context.Context, filter string) ([]bus.Record, error)
 	Count(ctx context.Context, filter string) (int, error)
+	AtMost(ctx context.Context, filter string) (int, error)
 }
 
 // TestBucketContract holds the bucket in memory and the bucket on NATS to one contract.
@@ -180,6 +181,9 @@ func checkNames(t *testing.T, b theBucket) {
 	if n, err := b.Count(t.Context(), ""); err != nil || n != len(names) {
 		t.Errorf("Count: got %d, %v, want %d: two names met", n, err, len(names))
 	}
+	if n, err := b.AtMost(t.Context(), ""); err != nil || n != len(names) {
+		t.Errorf("AtMost, where none was deleted: got %d, %v, want %d", n, err, len(names))
+	}
 	create(t, b, bus.Name("a", "b"), "two parts")
 	wantRecord(t, b, bus.Name("a.b"), "value of a.b", revs["a.b"])
 }
@@ -213,6 +217,9 @@ func listed(t *testing.T, b theBucket, filter string) []string {
 	sort.Strings(values)
 	if n, err := b.Count(t.Context(), filter); err != nil || n != len(values) {
 		t.Errorf("Count(%q): got %d, %v, want %d", filter, n, err, len(values))
+	}
+	if n, err := b.AtMost(t.Context(), filter); err != nil || n < len(values) {
+		t.Errorf("AtMost(%q): got %d, %v, want %d or more", filter, n, err, len(values))
 	}
 	return values
 }
@@ -320,6 +327,7 @@ func TestBucketOnce(t *testing.T) {
 // alters is refused; so is an older version of a record put back under its own name, by who has seen
 // the newer one.
 func TestBucketTampering(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	users, clients := b.Bucket(t, bus.BucketUsers), b.Bucket(t, bus.BucketClients)
 	owner := operator(t, b, b.Issuer(t))
@@ -390,6 +398,7 @@ func TestBucketTampering(t *testing.T) {
 
 // TestBucketOutlastsARestart: calls that meet a server which is away wait for it.
 func TestBucketOutlastsARestart(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	users := b.Bucket(t, bus.BucketUsers)
 	rev := create(t, users, bus.Name("alice"), "one")

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -37,7 +39,12 @@ type ConnectConfig struct {
 	Prefix      string   // "": DefaultPrefix
 	Agent       string   // an agent's name: answers come to the inbox that it may listen on
 	Insecure    bool     // URLs beyond loopback may be in clear where no CA is given
+	Servers     string   // file that remembers where else the bus is, for a start while URLs are gone; "": none
 	Logger      hclog.Logger
+	// Replicated: the state has several replicas, or may come to have them. One that is late may answer a
+	// direct get, so records are asked of the stream's leader. A server that says that it is one of several is
+	// treated so in any case.
+	Replicated bool
 
 	pinned []byte // SHA-256 of the CA, where that is all that is known
 	inbox  string
@@ -51,6 +58,10 @@ type Conn struct {
 	subjects subjects
 	log      hclog.Logger
 	cfg      ConnectConfig
+	servers  *servers
+
+	clustered atomic.Bool  // a server has said that it is one of several
+	most      atomic.Int64 // replicas of any stream that was seen
 }
 
 // Connect begins to connect. Without Server it does not wait for the connection: an agent may
@@ -60,6 +71,7 @@ func Connect(cfg ConnectConfig) (*Conn, error) {
 	if c.log == nil {
 		c.log = hclog.NewNullLogger()
 	}
+	c.servers = openServers(cfg, c.log)
 	opts, err := c.options(cfg)
 	if err != nil {
 		return nil, err
@@ -71,6 +83,7 @@ func Connect(cfg ConnectConfig) (*Conn, error) {
 	if c.nc, err = nats.Connect(strings.Join(urls, ","), opts...); err != nil {
 		return nil, fmt.Errorf("connecting to bus %s: %w", redacted(urls), withoutURL(err))
 	}
+	c.servers.nc.Store(c.nc)
 	if c.js, err = jetstream.New(c.nc, jetstream.WithPublishAsyncTimeout(5*time.Second)); err != nil {
 		c.nc.Close()
 		return nil, fmt.Errorf("connecting to bus %s: %w", redacted(urls), err)
@@ -110,12 +123,21 @@ func (c *Conn) options(cfg ConnectConfig) ([]nats.Option, error) {
 		nats.Name(cfg.Name),
 		nats.MaxReconnects(-1),
 		nats.RetryOnFailedConnect(true),
-		nats.ReconnectWait(250 * time.Millisecond),
-		nats.ReconnectJitter(250*time.Millisecond, 500*time.Millisecond),
+		nats.CustomReconnectDelay(func(round int) time.Duration {
+			c.servers.offer(round)
+			return reconnectPause(round, cfg.longestPause())
+		}),
 		nats.ReconnectBufSize(-1),   // fail at once: what was sent while the bus was away would arrive late
 		nats.IgnoreAuthErrorAbort(), // a server that restarts may refuse for a moment
-		nats.ConnectHandler(func(nc *nats.Conn) { c.log.Info("connected to the bus", "url", nc.ConnectedUrlRedacted()) }),
-		nats.ReconnectHandler(func(nc *nats.Conn) { c.log.Info("connected to the bus again", "url", nc.ConnectedUrlRedacted()) }),
+		nats.ConnectHandler(func(nc *nats.Conn) {
+			c.log.Info("connected to the bus", "url", nc.ConnectedUrlRedacted())
+			c.servers.learn(nc)
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			c.log.Info("connected to the bus again", "url", nc.ConnectedUrlRedacted())
+			c.servers.learn(nc)
+		}),
+		nats.DiscoveredServersHandler(c.servers.learn),
 		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
 			if err != nil {
 				c.log.Warn("lost the bus, trying again", "error", err)
@@ -135,13 +157,13 @@ func (c *Conn) options(cfg ConnectConfig) ([]nats.Option, error) {
 	if cfg.inbox != "" {
 		opts = append(opts, nats.CustomInboxPrefix(cfg.inbox))
 	}
-	secure, err := secureOptions(cfg)
+	secure, err := c.secureOptions(cfg)
 	return append(opts, secure...), err
 }
 
 // secureOptions are those of TLS. Whether there is any must not be for the server's INFO to say, which
 // comes in clear: one in the middle would leave it out.
-func secureOptions(cfg ConnectConfig) ([]nats.Option, error) {
+func (c *Conn) secureOptions(cfg ConnectConfig) ([]nats.Option, error) {
 	if cfg.Server != nil {
 		return nil, nil // within the process there is no TLS
 	}
@@ -156,9 +178,13 @@ func secureOptions(cfg ConnectConfig) ([]nats.Option, error) {
 		return nil, err
 	}
 	var opts []nats.Option
-	if len(cfg.pinned) > 0 {
-		to := new(dialled)
+	to := new(dialled)
+	switch {
+	case len(cfg.pinned) > 0:
 		tlsConfig, opts = pinnedTLS(cfg.pinned, to), append(opts, nats.Dialer(to.dialer()))
+	case len(cfg.CA) > 0:
+		toldTLS(tlsConfig, to, c.servers.told)
+		opts = append(opts, nats.Dialer(to.dialer()))
 	}
 	return append(opts, func(o *nats.Options) error {
 		o.TLSConfig, o.Secure = tlsConfig, o.Secure || known
@@ -204,6 +230,20 @@ func credential(cfg ConnectConfig) (nats.Option, error) {
 		return nil, errors.New("connecting to the bus: the credential's seed is damaged")
 	}
 	return nats.UserJWT(func() (string, error) { return user.JWT, nil }, kp.Sign), nil
+}
+
+// replicated tells whether another replica than a stream's leader may answer: by the configuration, or because the
+// server is one of several, which may hold what they do in several replicas whatever the configuration says. An agent
+// may not ask leaders.
+func (c *Conn) replicated() bool {
+	if c.cfg.Replicated || c.clustered.Load() {
+		return true
+	}
+	if c.cfg.Agent == "" && c.cfg.inbox == "" && c.nc.ConnectedClusterName() != "" {
+		c.clustered.Store(true)
+		return true
+	}
+	return false
 }
 
 // Connected tells whether the server can be reached now.
@@ -255,13 +295,36 @@ func retry(ctx context.Context, fn func(context.Context) error) error {
 		actx, cancel := context.WithTimeout(ctx, attempt)
 		err := fn(actx)
 		cancel()
-		if err == nil || !passing(err) || time.Since(begun) > patience {
+		if err == nil || !passing(err) || time.Since(begun) > howLong(ctx, err) {
 			return err
 		}
 		if !sleep(ctx, min(time.Duration(n)*50*time.Millisecond, 250*time.Millisecond)) {
 			return errors.Join(ctx.Err(), err)
 		}
 	}
+}
+
+// howLong says for how long a call that failed is tried again. That a cluster has too few servers may be its configuration.
+func howLong(ctx context.Context, err error) time.Duration {
+	var api *jetstream.APIError
+	switch {
+	case ctx.Value(patientKey{}) == nil:
+		return patience
+	case errors.As(err, &api) && api.ErrorCode == noPeers:
+		return peersWithin
+	}
+	return math.MaxInt64 // until ctx ends
+}
+
+// peersWithin is how long a cluster that starts may take to know its servers.
+const peersWithin = 30 * time.Second
+
+type patientKey struct{}
+
+// Patiently gives a context whose calls are tried again until it ends, not for some seconds: a cluster that starts
+// has no leaders for a while.
+func Patiently(ctx context.Context) context.Context {
+	return context.WithValue(ctx, patientKey{}, true)
 }
 
 // while bounds a request in time, and ends it when the connection is lost: its answer is lost then.
@@ -289,11 +352,15 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// noPeers is JetStream's code where a stream finds no servers that would hold it (JSClusterNoPeersErr).
+const noPeers = 10005
+
 // passing tells whether an error of a JetStream call may be gone at the next attempt.
 func passing(err error) bool {
 	var api *jetstream.APIError
 	if errors.As(err, &api) {
-		return api.Code == 503 || api.Code == 500
+		// A cluster that has just started does not know yet that all its servers are up.
+		return api.Code == 503 || api.Code == 500 || api.ErrorCode == noPeers
 	}
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) ||
 		errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrNoStreamResponse) ||

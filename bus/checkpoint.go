@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -69,36 +70,25 @@ func (r *Reader) Held(ctx context.Context) (Cursor, []byte, error) {
 
 // content reads all of the newest checkpoint and checks it against the signed hash.
 func (r *Reader) content(ctx context.Context) (*manifest, []byte, error) {
-	m, err := r.manifest(ctx)
+	m, _, err := r.manifest(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	img := make([]byte, 0, m.Size)
 	seq := m.First
-	for n := 0; n < m.Chunks; {
-		if !r.conn.Connected() {
-			return nil, nil, fmt.Errorf("reading the checkpoint of entry %d: %w", m.Seq, nats.ErrDisconnected)
-		}
-		got := 0
-		bctx, cancel := r.conn.while(ctx, batchWithin)
-		msgs, err := jetstreamext.GetBatch(bctx, r.conn.js, r.conn.subjects.checkpointStream(), min(m.Chunks-n, 8),
-			jetstreamext.GetBatchSeq(seq), jetstreamext.GetBatchSubject(r.conn.subjects.chunk(m.ID)))
-		if err == nil {
-			for msg, merr := range msgs {
-				if merr != nil || len(img)+len(msg.Data) > m.Size {
-					err = errors.Join(merr, errIncomplete)
-					break
-				}
-				img = append(img, msg.Data...)
-				seq = msg.Sequence + 1
-				got++
-			}
-		}
-		cancel()
-		if err != nil || got == 0 {
-			return nil, nil, fmt.Errorf("reading the checkpoint of entry %d, piece %d of %d: %w", m.Seq, n+got+1, m.Chunks, errors.Join(err, errIncomplete))
-		}
+	for n, vain := 0, 0; n < m.Chunks; {
+		got, err := r.pieces(ctx, m, &img, &seq, min(m.Chunks-n, piecesAtOnce))
 		n += got
+		if vain++; got > 0 {
+			vain = 0
+		}
+		switch {
+		case err == nil && got > 0:
+		case got == 0 && (vain == piecesTries || errors.Is(err, errGone)) || ctx.Err() != nil || len(img) > m.Size:
+			return nil, nil, fmt.Errorf("reading the checkpoint of entry %d, piece %d of %d: %w", m.Seq, n+1, m.Chunks, errors.Join(err, errIncomplete))
+		default:
+			sleep(ctx, time.Duration(vain)*piecesPause/2+rand.N(time.Duration(vain+1)*piecesPause))
+		}
 	}
 	if sum := sha256.Sum256(img); len(img) != m.Size || !bytes.Equal(sum[:], m.SHA256) {
 		return nil, nil, fmt.Errorf("reading the checkpoint of entry %d: %w: its hash is not the signed one", m.Seq, ErrForged)
@@ -106,33 +96,74 @@ func (r *Reader) content(ctx context.Context) (*manifest, []byte, error) {
 	return m, img, nil
 }
 
+// How a checkpoint is read. Where a thousand agents start with nothing, each gets a thousandth of what the
+// bus can send: what has come is kept, whoever gets nothing waits longer each time, and few pieces
+// are under way to each at once.
+const (
+	piecesAtOnce = 2
+	piecesWithin = 10 * time.Second
+	piecesTries  = 6
+	piecesPause  = 250 * time.Millisecond
+)
+
+// pieces reads up to so many pieces behind those in img, and tells how many have come.
+func (r *Reader) pieces(ctx context.Context, m *manifest, img *[]byte, seq *uint64, most int) (got int, err error) {
+	if !r.conn.Connected() {
+		return 0, nats.ErrDisconnected
+	}
+	bctx, cancel := r.conn.while(ctx, piecesWithin)
+	defer cancel()
+	msgs, err := jetstreamext.GetBatch(bctx, r.conn.js, r.conn.subjects.checkpointStream(), most,
+		jetstreamext.GetBatchSeq(*seq), jetstreamext.GetBatchSubject(r.conn.subjects.chunk(m.ID)))
+	if err != nil {
+		return 0, err
+	}
+	for msg, err := range msgs {
+		if errors.Is(err, jetstreamext.ErrNoMessages) {
+			return got, errGone
+		}
+		if err != nil {
+			return got, err
+		}
+		*img, *seq = append(*img, msg.Data...), msg.Sequence+1
+		if got++; len(*img) > m.Size {
+			return got, errIncomplete
+		}
+	}
+	return got, nil
+}
+
+// errGone is not ErrNotFound, which says that there is no checkpoint at all.
+var errGone = errors.New("it is gone")
+
 var errIncomplete = errors.New("a piece is missing; was a newer checkpoint written meanwhile?")
 
-// manifest reads the newest manifest and checks its signature.
-func (r *Reader) manifest(ctx context.Context) (*manifest, error) {
+// manifest reads the newest manifest and checks its signature. place is where it stands in the checkpoint stream, 0: there
+// is none.
+func (r *Reader) manifest(ctx context.Context) (m *manifest, place uint64, err error) {
 	var raw *jetstream.RawStreamMsg
-	err := retry(ctx, func(ctx context.Context) (err error) {
+	err = retry(ctx, func(ctx context.Context) (err error) {
 		raw, err = r.last(ctx, r.conn.subjects.checkpointStream(), r.conn.subjects.manifest())
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	sig, err := base64.RawURLEncoding.DecodeString(raw.Header.Get(headerSignature))
 	if err != nil || !r.authority.Verify(signedManifest(raw.Data), sig) {
-		return nil, fmt.Errorf("reading the newest checkpoint: %w", ErrForged)
+		return nil, raw.Sequence, fmt.Errorf("reading the newest checkpoint: %w", ErrForged)
 	}
-	m := new(manifest)
+	m = new(manifest)
 	if err := json.Unmarshal(raw.Data, m); err != nil {
-		return nil, fmt.Errorf("reading the newest checkpoint: %w: %w", ErrUnknown, err)
+		return nil, raw.Sequence, fmt.Errorf("reading the newest checkpoint: %w: %w", ErrUnknown, err)
 	}
 	if m.Epoch < r.epoch.Load() {
-		return nil, fmt.Errorf("%w: the newest checkpoint is of epoch %d, and the log of %d", ErrNotFound, m.Epoch, r.epoch.Load())
+		return nil, raw.Sequence, fmt.Errorf("%w: the newest checkpoint is of epoch %d, and the log of %d", ErrNotFound, m.Epoch, r.epoch.Load())
 	}
 	if m.Chunks < 0 || m.Chunks > maxChunks || m.Size < 0 || m.Size > maxChunks*chunkSize || m.Held < 0 || m.Held > m.Size {
-		return nil, fmt.Errorf("reading the newest checkpoint: %w: %d pieces of %d bytes", ErrUnknown, m.Chunks, m.Size)
+		return nil, raw.Sequence, fmt.Errorf("reading the newest checkpoint: %w: %d pieces of %d bytes", ErrUnknown, m.Chunks, m.Size)
 	}
-	return m, nil
+	return m, raw.Sequence, nil
 }
 
 // last reads a subject's newest message by direct get, or gives ErrNotFound.
@@ -199,7 +230,7 @@ func (r *Reader) newest(ctx context.Context, m *manifest) (map[Kind]uint64, erro
 // WriteCheckpoint writes the image of the state at a cursor, with what is held by then of leases, and then forgets what it makes
 // needless: all checkpoints but the last two, and the log behind the older of them.
 func (l *Log) WriteCheckpoint(ctx context.Context, at Cursor, image, held []byte) error {
-	previous, err := l.manifest(ctx)
+	previous, place, err := l.manifest(ctx)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}
@@ -237,7 +268,13 @@ func (l *Log) WriteCheckpoint(ctx context.Context, at Cursor, image, held []byte
 		return fmt.Errorf("writing the checkpoint of entry %d: %w", at.Seq, err)
 	}
 	sig := base64.RawURLEncoding.EncodeToString(l.cfg.Authority.Sign(signedManifest(body)))
-	if _, err := l.publishPiece(ctx, &nats.Msg{Subject: l.conn.subjects.manifest(), Data: body, Header: nats.Header{headerSignature: {sig}}}); err != nil {
+	// One that was paused meanwhile would put its old image, whose pieces may be gone by now, before a newer one.
+	_, err = l.publishPiece(ctx, &nats.Msg{Subject: l.conn.subjects.manifest(), Data: body, Header: nats.Header{headerSignature: {sig}}},
+		jetstream.WithExpectLastSequencePerSubject(place))
+	if wrongRevision(err) {
+		return nil // another issuer was here
+	}
+	if err != nil {
 		return fmt.Errorf("writing the checkpoint of entry %d: %w", at.Seq, err)
 	}
 	if previous == nil {
@@ -248,10 +285,10 @@ func (l *Log) WriteCheckpoint(ctx context.Context, at Cursor, image, held []byte
 
 // publishPiece writes one message of the checkpoint stream. A piece that is written twice, because
 // its acknowledgement was lost, would spoil the image: the message id lets the server drop it.
-func (l *Log) publishPiece(ctx context.Context, msg *nats.Msg) (seq uint64, err error) {
+func (l *Log) publishPiece(ctx context.Context, msg *nats.Msg, opts ...jetstream.PublishOpt) (seq uint64, err error) {
 	id := nuid.Next()
 	err = retry(ctx, func(ctx context.Context) error {
-		ack, err := l.conn.js.PublishMsg(ctx, msg, jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0))
+		ack, err := l.conn.js.PublishMsg(ctx, msg, append(opts, jetstream.WithMsgID(id), jetstream.WithRetryAttempts(0))...)
 		if err == nil {
 			seq = ack.Sequence
 		}
@@ -279,6 +316,9 @@ func (l *Log) purge(ctx context.Context, oldest *manifest, now int64) error {
 			s, err := l.conn.js.Stream(ctx, p.stream)
 			if err != nil {
 				return err
+			}
+			if s.CachedInfo().State.LastSeq+1 < p.before { // it was lost, and begun again: what is there is new
+				return nil
 			}
 			return s.Purge(ctx, jetstream.WithPurgeSequence(p.before))
 		})

@@ -54,6 +54,9 @@ type EnrolConfig struct {
 	URLs      []string // where those who join find the bus
 	CA        []byte   // PEM: of the bus's certificates; nil: one that every system knows
 	Revoked   string   // file that keeps the revoked nkeys for the next start
+	Peers     *Peers   // the cluster that Server is in; nil: none
+	// OnRemoved is called when this issuer finds that it was removed from the cluster.
+	OnRemoved func(error)
 	// OnJoin is called for each agent that joins, before it is answered, with its record written. Its
 	// error is the agent's answer, and the agent tries again.
 	OnJoin func(ctx context.Context, m Member) error
@@ -70,6 +73,7 @@ type Enrolment struct {
 	slots chan struct{}
 	busy  sync.WaitGroup
 	cut   sync.Mutex // one change of the accounts at a time
+	stop  context.CancelFunc
 }
 
 // OpenEnrolment applies what was removed while this issuer was away, and begins to answer those who join.
@@ -85,6 +89,9 @@ func OpenEnrolment(ctx context.Context, cfg EnrolConfig) (*Enrolment, error) {
 		return nil, err
 	}
 	nc, s := cfg.Conn.nc, cfg.Conn.subjects
+	if err := e.refreshPeers(ctx); err != nil {
+		return nil, err
+	}
 	joins, err := nc.QueueSubscribe(s.join(Any), "issuers", e.hear)
 	if err != nil {
 		return nil, fmt.Errorf("listening to those who join: %w", err)
@@ -98,6 +105,11 @@ func OpenEnrolment(ctx context.Context, cfg EnrolConfig) (*Enrolment, error) {
 		}
 		e.subs = append(e.subs, removed)
 	}
+	if cfg.Peers != nil {
+		pctx, stop := context.WithCancel(context.Background())
+		e.stop = stop
+		e.busy.Go(func() { e.keepPeers(pctx) })
+	}
 	return e, nil
 }
 
@@ -107,6 +119,9 @@ func (e *Enrolment) Close() {
 		sub.Unsubscribe() //nolint:errcheck // the connection may be closed already
 	}
 	e.subs = nil
+	if e.stop != nil {
+		e.stop()
+	}
 	e.busy.Wait()
 }
 
@@ -166,7 +181,7 @@ func (e *Enrolment) newToken(role Role, name string, expires time.Time) (*Token,
 	var id [16]byte
 	rand.Read(id[:]) // never fails: crypto/rand ends the process instead
 	t := &Token{
-		Role: role, Name: name, ID: base64.RawURLEncoding.EncodeToString(id[:]), URLs: e.cfg.URLs,
+		Role: role, Name: name, ID: base64.RawURLEncoding.EncodeToString(id[:]), URLs: e.urls(),
 		Authority: authorityFingerprint(e.cfg.Authority.Public()), Expires: expires.Unix(),
 	}
 	var err error
@@ -230,6 +245,9 @@ func (e *Enrolment) answer(ctx context.Context, asked []byte) joinAnswered {
 // admit takes a member in, and makes its answer. Asked again by the same, whose answer was lost, it
 // answers again.
 func (e *Enrolment) admit(ctx context.Context, a *joinAsked, req *joinRequest) ([]byte, error) {
+	if err := e.checkServer(req); err != nil {
+		return nil, err
+	}
 	if err := e.spend(ctx, a, req); err != nil {
 		return nil, err
 	}
@@ -242,10 +260,13 @@ func (e *Enrolment) admit(ctx context.Context, a *joinAsked, req *joinRequest) (
 			return nil, err
 		}
 	}
-	ans := joinAnswer{Authority: e.cfg.Authority.Public().Text(), CA: e.cfg.CA, URLs: e.cfg.URLs}
+	ans := joinAnswer{Authority: e.cfg.Authority.Public().Text(), CA: e.cfg.CA, URLs: e.urls()}
 	if req.Role == RoleIssuer {
 		if ans.JWT, err = e.cfg.Keys.mintIssuer(req.Name, req.Nkey); err == nil {
 			ans.Sealed, err = e.sealSecrets(req)
+		}
+		if err == nil && e.cfg.Peers != nil {
+			err = e.introduce(ctx, &ans)
 		}
 	} else {
 		ans.JWT, err = e.cfg.Keys.mintAgent(req.Name, req.Nkey)
@@ -345,10 +366,10 @@ func (e *Enrolment) enter(ctx context.Context, req *joinRequest) (m Member, fres
 		case err == nil && (old.Nkey == req.Nkey || slices.Contains(old.Former, req.Nkey)):
 			return m, false, fmt.Errorf("%s %q was removed; ask for another join token", req.Role, req.Name)
 		}
-		m = Member{Name: req.Name, Nkey: req.Nkey, SigningKey: req.SigningKey, SealingKey: req.SealingKey, Join: req.ID, Joined: time.Now().Unix(), Audiences: req.audiences}
+		m = Member{Name: req.Name, Nkey: req.Nkey, SigningKey: req.SigningKey, SealingKey: req.SealingKey, Join: req.ID, Joined: time.Now().Unix(), Audiences: req.audiences, Route: req.Route, URLs: req.URLs}
 		if err == nil {
 			m.Former = append(old.Former, old.Nkey)
-			m.Longest = old.Longest // a process of then may still hold it
+			m.Longest, m.Serves = old.Longest, old.Serves // a process of then may still hold it
 		}
 		if err = writeMember(ctx, bucket, m, rev); !errors.Is(err, ErrConflict) && !errors.Is(err, ErrExists) {
 			return m, true, err
@@ -358,9 +379,12 @@ func (e *Enrolment) enter(ctx context.Context, req *joinRequest) (m Member, fres
 
 // sealSecrets seals to an issuer what it needs to be one.
 func (e *Enrolment) sealSecrets(req *joinRequest) ([]byte, error) {
-	shared, err := e.cfg.Keys.shared()
-	if err != nil {
-		return nil, err
+	shared := e.cfg.Keys
+	if e.cfg.Peers == nil {
+		var err error
+		if shared, err = shared.shared(); err != nil {
+			return nil, err
+		}
 	}
 	keys, err := shared.marshal()
 	if err != nil {

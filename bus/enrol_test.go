@@ -2,10 +2,14 @@ package bus_test
 
 import (
 	"context"
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -15,12 +19,13 @@ import (
 
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/bustest"
+	"github.com/sidekey/sidekey/keyring"
 )
 
 // join joins into a folder of the test's.
 func join(t *testing.T, token *bus.Token, dir string) (*bus.Identity, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	return bus.Join(ctx, bus.JoinConfig{Token: token, Dir: dir})
 }
@@ -64,6 +69,73 @@ func TestJoin(t *testing.T) {
 	}
 	if _, err := bus.ReadIdentity(dir); err == nil || !strings.Contains(err.Error(), "run: chmod 600 "+filepath.Join(dir, "agent.creds")) {
 		t.Errorf("ReadIdentity of a loose file: got %v, want the command that mends it", err)
+	}
+}
+
+// TestAnotherKey: a key that a disk has turned into another one, sound in itself, is no identity; nor is a public half that was
+// turned. An identity from before the public halves were noted is read.
+func TestAnotherKey(t *testing.T) {
+	b := bustest.Start(t)
+	dir := newDir(t)
+	if _, err := join(t, b.Invite(t, bus.RoleAgent, "web-1"), dir); err != nil {
+		t.Fatal(err)
+	}
+	flip := func(key []byte) []byte { // one bit of the key itself
+		raw, err := base64.RawStdEncoding.DecodeString(strings.TrimSpace(string(key)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw[7] ^= 4
+		return []byte(base64.RawStdEncoding.EncodeToString(raw) + "\n")
+	}
+	another := func([]byte) []byte { // a letter changed may be a sound key, or none
+		key, _, err := ed25519.GenerateKey(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []byte(keyring.AuthorityKey(key).Text() + "\n")
+	}
+	head := func(change func(map[string]any)) func([]byte) []byte {
+		return func(text []byte) []byte {
+			var m map[string]any
+			if err := json.Unmarshal(text, &m); err != nil {
+				t.Fatal(err)
+			}
+			change(m)
+			text, err := json.Marshal(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return text
+		}
+	}
+	for what, c := range map[string]struct {
+		file   string
+		damage func([]byte) []byte
+		want   string
+	}{
+		"signing key":       {"signing.key", flip, "signing.key is not the key that bus.json names: one of the two is damaged; restore the folder"},
+		"sealing key":       {"sealing.key", flip, "sealing.key is not the key that bus.json names"},
+		"authority's key":   {"authority.pub", another, "authority.pub is not the key that bus.json names"},
+		"public half":       {"bus.json", head(func(m map[string]any) { m["signing_key"] = strings.Repeat("A", 43) + "=" }), "signing.key is not the key that bus.json names"},
+		"an empty half":     {"bus.json", head(func(m map[string]any) { m["signing_key"] = "" }), "signing.key is not the key that bus.json names"},
+		"no halves, before": {"bus.json", head(func(m map[string]any) { delete(m, "signing_key"); delete(m, "sealing_key"); delete(m, "authority_key") }), ""},
+	} {
+		t.Run(what, func(t *testing.T) {
+			path := filepath.Join(dir, c.file)
+			good, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer os.WriteFile(path, good, 0o600) //nolint:errcheck // the next case finds it
+			if err := os.WriteFile(path, c.damage(slices.Clone(good)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err = bus.ReadIdentity(dir)
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("ReadIdentity: got %v, want %q", err, c.want)
+			}
+		})
 	}
 }
 
@@ -310,6 +382,27 @@ func TestRemoveThroughAnotherIssuer(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the removed issuer's connection to end", func() bool { return !conn.Connected() })
+}
+
+// TestRemovedIssuerHasTheSigningKeys shows a limit that docs/threats.md tells of: the credential of an issuer that was removed is refused,
+// but it was given the keys with which credentials are signed, also where it has not the operator's.
+func TestRemovedIssuerHasTheSigningKeys(t *testing.T) {
+	b := bustest.Start(t)
+	id, err := join(t, b.Invite(t, bus.RoleIssuer, "second"), newDir(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := connectAs(t, id)
+	if err := b.Enrolment(t).Remove(t.Context(), bus.RoleIssuer, "second"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the removed issuer's connection to end", func() bool { return !conn.Connected() })
+	user, err := id.Keys.IssuerUser("second")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id.User = user
+	connectAs(t, id)
 }
 
 // TestJoinCrash: a process that dies between any two steps of joining leaves no identity or a whole

@@ -27,6 +27,8 @@ const (
 	KindCredential Kind = "credential"
 	// KindSealing is the issuers' public HPKE key, to which agents seal what issuers alone may read.
 	KindSealing Kind = "sealing"
+	// KindRules is a set of rules that agents enforce.
+	KindRules Kind = "rules"
 )
 
 // MaxBody is the greatest length of an entry's body in bytes. It leaves room for the headers
@@ -87,7 +89,7 @@ type Entry struct {
 // Cursor is where a reader stands that has applied en.
 func (en Entry) Cursor() Cursor { return Cursor{Position: en.Position, Chain: en.Chain} }
 
-// Fact is what an entry says: a *KeyFact, a *Revocation, a *Credential, a *SealingFact or a *Tick.
+// Fact is what an entry says: a *KeyFact, a *Revocation, a *Credential, a *SealingFact, a *RulesFact or a *Tick.
 type Fact interface {
 	Kind() Kind
 	check() error
@@ -273,6 +275,8 @@ func Decode(kind Kind, body []byte) (Fact, error) {
 		f = new(Credential)
 	case KindSealing:
 		f = new(SealingFact)
+	case KindRules:
+		f = new(RulesFact)
 	default:
 		return nil, fmt.Errorf("%w: %q", ErrUnknown, kind)
 	}

@@ -35,12 +35,20 @@ func facts() []bus.Fact {
 		},
 		&bus.Credential{ID: "t_1", Type: bus.Opaque, Hash: make([]byte, 32), Subject: "é", Gone: true},
 		&bus.SealingFact{ID: "s-1_a", Public: make([]byte, 1216), Created: 1, ExpiresAt: 2},
+		&bus.RulesFact{Name: "base-1", Version: 3, Time: 1, Text: "[[rules]]\nname = \"<é\"\n\x01"},
+		&bus.RulesFact{Name: strings.Repeat("x", 64), Version: 1<<64 - 1, Time: 1, Withdrawn: true},
+		&bus.RulesFact{Name: "x", Version: 1, Time: 1, Text: strings.Repeat("\x01", bus.MaxRulesText)}, // six times as long in JSON
 	}
 }
 
 // credentialWith is a credential with one member more, or another.
 func credentialWith(member string) string {
 	return `{"id":"k","type":"api_key","hash":"` + base64.StdEncoding.EncodeToString(make([]byte, 32)) + `","sub":"a","iat":1,` + member + `}`
+}
+
+// rulesWith is a set of rules with one member more, or another.
+func rulesWith(member string) string {
+	return `{"name":"base","version":1,"time":1,"text":"x",` + member + `}`
 }
 
 func publicKey(n int) string { return base64.StdEncoding.EncodeToString(make([]byte, n)) }
@@ -63,7 +71,7 @@ func TestDecodeRefuses(t *testing.T) {
 		kind bus.Kind
 		body string
 	}{
-		"another kind":        {"rules", `{}`},
+		"another kind":        {"notes", `{}`},
 		"no hash":             {bus.KindCredential, `{"id":"k","type":"api_key","sub":"a","iat":1}`},
 		"a short hash":        {bus.KindCredential, `{"id":"k","type":"api_key","hash":"AAAA","sub":"a","iat":1}`},
 		"another type":        {bus.KindCredential, credentialWith(`"type":"basic"`)},
@@ -84,6 +92,16 @@ func TestDecodeRefuses(t *testing.T) {
 		"an odd sealing id":   {bus.KindSealing, `{"id":"a.b","public_key":"` + publicKey(1216) + `","created":1}`},
 		"a short sealing key": {bus.KindSealing, `{"id":"a","public_key":"` + publicKey(1215) + `","created":1}`},
 		"of no date":          {bus.KindSealing, `{"id":"a","public_key":"` + publicKey(1216) + `"}`},
+		"no rules' name":      {bus.KindRules, rulesWith(`"name":""`)},
+		"an odd rules' name":  {bus.KindRules, rulesWith(`"name":"Base"`)},
+		"a long rules' name":  {bus.KindRules, rulesWith(`"name":"` + strings.Repeat("x", 65) + `"`)},
+		"rules of version 0":  {bus.KindRules, rulesWith(`"version":0`)},
+		"rules, negative":     {bus.KindRules, rulesWith(`"version":-1`)},
+		"rules of no date":    {bus.KindRules, rulesWith(`"time":0`)},
+		"rules without text":  {bus.KindRules, rulesWith(`"text":""`)},
+		"long rules":          {bus.KindRules, rulesWith(`"text":"` + strings.Repeat("x", bus.MaxRulesText+1) + `"`)},
+		"gone rules' text":    {bus.KindRules, rulesWith(`"withdrawn":true`)},
+		"no rules' member":    {bus.KindRules, rulesWith(`"force":true`)},
 		"no kind":             {"", `{}`},
 		"nothing":             {bus.KindRevoke, ``},
 		"null":                {bus.KindRevoke, `null`},
@@ -124,6 +142,7 @@ func TestEncodeRefuses(t *testing.T) {
 		"a sub that is no UTF-8":   &bus.Revocation{Subject: "a\xff", ExpiresAt: 1},
 		"a role that is no UTF-8":  &bus.Credential{ID: "k", Type: bus.APIKey, Hash: make([]byte, 32), Subject: "a", Roles: []string{"\xff"}},
 		"a scope that is no UTF-8": &bus.Credential{ID: "k", Type: bus.APIKey, Hash: make([]byte, 32), Subject: "a", Scope: "\xff"},
+		"rules that are no UTF-8":  &bus.RulesFact{Name: "base", Version: 1, Time: 1, Text: "\xff"},
 		"a network that is none":   &bus.Credential{ID: "k", Type: bus.APIKey, Hash: make([]byte, 32), Subject: "a", Networks: make([]netip.Prefix, 1)},
 		"a kid that is no UTF-8":   &bus.KeyFact{KeyID: "\xff", Alg: "HS256", State: "active"},
 		"a body past its bound":    &bus.KeyFact{KeyID: "k", Alg: "HS256", State: "active", Sealed: []bus.SealedSecret{{Agent: "a", Box: make([]byte, bus.MaxBody)}}},

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -26,7 +27,7 @@ func (l *Log) Lacks(ctx context.Context, known Cursor) (bool, error) {
 		return true, nil
 	case l.head.Epoch > known.Epoch:
 		// Whoever begins a log anew writes a checkpoint of what it knows before anybody can append.
-		m, err := l.manifest(ctx)
+		m, _, err := l.manifest(ctx)
 		if errors.Is(err, ErrNotFound) {
 			return true, nil
 		}
@@ -50,7 +51,7 @@ func BeginAnew(ctx context.Context, c *Conn, cfg LogConfig, known Cursor, image 
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	stream := c.logStream(max(cfg.Replicas, 1))
+	stream := c.logStream(c.asMany(cfg.Replicas))
 	last, err := c.lastSeq(ctx, stream.Name)
 	if err != nil {
 		return Position{}, err
@@ -62,11 +63,19 @@ func BeginAnew(ctx context.Context, c *Conn, cfg LogConfig, known Cursor, image 
 	}}}
 	stream.FirstSeq = l.head.Seq + 1
 	stream.Metadata = map[string]string{metaEpoch: strconv.FormatUint(l.head.Epoch, 10)}
+	for _, other := range []jetstream.StreamConfig{c.checkpointStream(stream.Replicas), c.grantsStream(stream.Replicas)} {
+		if _, err := c.ensureStream(ctx, other); err != nil { // they may be lost too, or not there yet
+			return Position{}, fmt.Errorf("beginning the log anew: %w", err)
+		}
+	}
 	err = retry(ctx, func(ctx context.Context) error {
 		if err := c.js.DeleteStream(ctx, stream.Name); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 			return err
 		}
 		_, err := c.js.CreateStream(ctx, stream)
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+			return fmt.Errorf("%w: an issuer that starts has made it, empty: %v", nats.ErrTimeout, err)
+		}
 		return err
 	})
 	if err == nil {

@@ -1,5 +1,10 @@
 package bus
 
+import (
+	"crypto/tls"
+	"time"
+)
+
 // What tests outside the package look at from inside.
 var (
 	Older       = older
@@ -29,3 +34,15 @@ func (f *Fleet) HeardNames() int {
 	defer f.mu.Unlock()
 	return len(f.heard)
 }
+
+// ReconnectPause is that of an agent.
+func ReconnectPause(round int) time.Duration { return reconnectPause(round, reconnectAgent) }
+
+// RouteTLS is routeTLS.
+func RouteTLS(keys *Keys, c *ClusterConfig) (*tls.Config, error) { return routeTLS(keys, c) }
+
+// Set replaces the others, as an issuer does that has looked who is there.
+func (p *Peers) Set(all []Peer) error { _, err := p.set(all); return err }
+
+// Flush returns when the server has heard all that the connection said, subscriptions too.
+func (c *Conn) Flush() error { return c.nc.FlushTimeout(attempt) }

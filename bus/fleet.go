@@ -38,13 +38,13 @@ type Fleet struct {
 	mu      sync.Mutex
 	heard   map[string]*AgentInfo // by name; of members only Run, Version, Position, Seen and Status
 	signing map[string]signingKey // by name
-	longest map[string]int64      // by name, milliseconds: what is in the bucket, or less
+	longest map[string]noted      // by name: what is in the bucket, or less
 	changed chan struct{}
 }
 
 // OpenFleet begins to listen.
 func OpenFleet(c *Conn, agents *Bucket) (*Fleet, error) {
-	f := &Fleet{conn: c, agents: agents, heard: make(map[string]*AgentInfo), signing: make(map[string]signingKey), longest: make(map[string]int64), changed: make(chan struct{})}
+	f := &Fleet{conn: c, agents: agents, heard: make(map[string]*AgentInfo), signing: make(map[string]signingKey), longest: make(map[string]noted), changed: make(chan struct{})}
 	var err error
 	if f.sub, err = c.nc.Subscribe(c.subjects.status(Any), f.status); err != nil {
 		return nil, fmt.Errorf("listening to agents: %w", err)
@@ -105,34 +105,67 @@ func (f *Fleet) SigningKey(ctx context.Context, agent string) (ed25519.PublicKey
 	return m.SigningKey, nil
 }
 
-// NoteLease writes down, before it is granted, that an agent asks for a longer lease than ever before:
-// should the log be lost, this is what it may hold. It costs a write for each longer one, else nothing.
-func (f *Fleet) NoteLease(ctx context.Context, agent string, length time.Duration) error {
-	ms := length.Milliseconds()
+// noted is what an agent is known to have asked for.
+type noted struct {
+	longest int64 // milliseconds
+	serves  bool
+}
+
+func (n noted) covers(o noted) bool { return n.longest >= o.longest && (n.serves || !o.serves) }
+
+func (n noted) and(o noted) noted { return noted{max(n.longest, o.longest), n.serves || o.serves} }
+
+// NoteLease writes down, before it is granted, that an agent asks for a longer lease than ever before, or for the first time for one
+// behind which it goes on: should the record of the grants be lost, this is what it may hold. It costs a write for each longer one,
+// else nothing.
+func (f *Fleet) NoteLease(ctx context.Context, agent string, length time.Duration, serves bool) error {
+	asks := noted{length.Milliseconds(), serves}
 	f.mu.Lock()
-	noted := f.longest[agent]
+	known := f.longest[agent]
 	f.mu.Unlock()
-	for noted < ms {
+	for !known.covers(asks) {
 		m, revision, err := readMember(ctx, f.agents, agent)
 		if err != nil {
 			return fmt.Errorf("noting the lease of agent %q: %w", agent, err)
 		}
-		if noted = m.Longest; noted < ms {
-			m.Longest = ms
+		if known = (noted{m.Longest, m.Serves}); !known.covers(asks) {
+			known = known.and(asks)
+			m.Longest, m.Serves = known.longest, known.serves
 			err = writeMember(ctx, f.agents, m, revision)
 			if errors.Is(err, ErrConflict) {
+				known = noted{}
 				continue
 			}
 			if err != nil {
 				return fmt.Errorf("noting the lease of agent %q: %w", agent, err)
 			}
-			noted = ms
 		}
 		f.mu.Lock()
-		f.longest[agent] = max(f.longest[agent], noted)
+		f.longest[agent] = f.longest[agent].and(known)
 		f.mu.Unlock()
 	}
 	return nil
+}
+
+// MayHold gives the longest lease that any agent which ever joined may hold, removed ones included; 0: it is not known of one of them,
+// or one may go on without end, and serving is its name.
+func (f *Fleet) MayHold(ctx context.Context) (longest time.Duration, serving string, err error) {
+	members, err := listMembers(ctx, f.agents)
+	if err != nil {
+		return 0, "", err
+	}
+	unknown := len(members) == 0
+	for _, m := range members {
+		if m.Serves {
+			serving = m.Name
+		}
+		unknown = unknown || m.Longest == 0
+		longest = max(longest, time.Duration(m.Longest)*time.Millisecond)
+	}
+	if unknown || serving != "" {
+		longest = 0
+	}
+	return longest, serving, nil
 }
 
 // Longest gives the longest lease that each agent that ever joined has asked for, removed ones included.

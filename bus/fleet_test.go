@@ -162,3 +162,40 @@ func TestFleetHearsMembersOnly(t *testing.T) {
 	fleet.Close()
 	fleet.Close()
 }
+
+// TestMayHold: what may be held by agents that nothing else is known of is the longest that any of them asked for, removed or not; of
+// one that was never noted it is not known, and one that goes on without a lease has no end.
+func TestMayHold(t *testing.T) {
+	t.Parallel()
+	b := bustest.Start(t)
+	f, agents := openFleet(t, b)
+	want := func(when string, longest time.Duration, serving string) {
+		t.Helper()
+		// What another issuer's fleet reads counts: nothing of it is in this one's memory alone.
+		other, _ := openFleet(t, b)
+		got, who, err := other.MayHold(t.Context())
+		if err != nil || got != longest || who != serving {
+			t.Errorf("MayHold, %s: got %s, %q, %v; want %s, %q", when, got, who, err, longest, serving)
+		}
+	}
+	note := func(agent string, length time.Duration, serves bool) {
+		t.Helper()
+		if err := f.NoteLease(t.Context(), agent, length, serves); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("of nobody", 0, "")
+	member(t, agents, bus.Member{Name: "web-1"}, 0)
+	want("of one never noted", 0, "")
+	note("web-1", time.Minute, false)
+	note("web-1", time.Second, false)
+	want("of one", time.Minute, "")
+	member(t, agents, bus.Member{Name: "gone", Longest: 3_600_000, RemovedAt: 1700000000}, 0)
+	want("of one that was removed", time.Hour, "")
+	note("web-1", time.Second, true)
+	note("web-1", time.Minute, false)
+	want("of one that serves", 0, "web-1")
+	if err := f.NoteLease(t.Context(), "nobody", time.Minute, false); !errors.Is(err, bus.ErrNotFound) {
+		t.Errorf("NoteLease of who has not joined: got %v, want ErrNotFound", err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -53,7 +54,7 @@ type reading struct {
 
 // Follow calls fn with the entries behind after, in order and proven, and with the newest sequence
 // known to exist, until ctx ends or fn fails, and returns that cause. fn is called once early even
-// if there is nothing to read. Calls of fn do not overlap.
+// if there is nothing to read, and after each silence. Calls of fn do not overlap.
 //
 // It returns ErrBehind if the log was purged beyond after, ErrEpoch if the log was begun anew,
 // ErrRollback if it shows less than or other than before, ErrForged or ErrUnknown at an entry that
@@ -70,7 +71,7 @@ func (r *Reader) Follow(ctx context.Context, after Cursor, fn func([]Entry, uint
 	if err := rd.readBack(ctx, true); err != nil {
 		return err
 	}
-	quiet := time.NewTimer(silence)
+	quiet := time.NewTimer(silence + rand.N(silence/3))
 	defer quiet.Stop()
 	for {
 		was := rd.cursor.Seq
@@ -83,13 +84,13 @@ func (r *Reader) Follow(ctx context.Context, after Cursor, fn func([]Entry, uint
 				continue // what brings nothing new does not end a silence
 			}
 		case <-quiet.C:
-			if err := rd.readBack(ctx, false); err != nil {
+			if err := rd.readBack(ctx, true); err != nil {
 				return err
 			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		quiet.Reset(silence)
+		quiet.Reset(silence + rand.N(silence/3)) // all readers have seen the last entry at the same moment
 	}
 }
 
@@ -265,6 +266,12 @@ func (rd *reading) shorter(ctx context.Context) error {
 		}
 	} else if !errors.Is(err, ErrNotFound) {
 		return err
+	}
+	if rd.r.conn.replicated() { // an issuer: it may ask the leader
+		last, err := rd.r.conn.lastSeq(ctx, rd.r.conn.subjects.logStream())
+		if err != nil || last >= rd.cursor.Seq {
+			return errors.Join(fmt.Errorf("reading the log from entry %d: the replica that answers is late: %w", rd.cursor.Seq, nats.ErrTimeout), err)
+		}
 	}
 	return fmt.Errorf("%w: it ends before entry %d, which was read already", ErrRollback, rd.cursor.Seq)
 }

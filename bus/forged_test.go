@@ -118,6 +118,7 @@ func TestGarbageOnTheLiveLog(t *testing.T) {
 // TestForgedEntries: an entry in the stream that the authority did not sign for that very place
 // stops the reader there. What stands before it is applied, nothing behind it is.
 func TestForgedEntries(t *testing.T) {
+	t.Parallel()
 	for name, forge := range map[string]func(b *bustest.Bus, next bus.Position, good, before stored) stored{
 		"unsigned": func(_ *bustest.Bus, _ bus.Position, good, _ stored) stored { good.signature = nil; return good },
 		"an alien signature": func(_ *bustest.Bus, _ bus.Position, good, _ stored) stored {

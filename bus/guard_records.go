@@ -22,14 +22,15 @@ var keptBuckets = map[string]bool{
 const recordsSuffix = ".records"
 
 // recordsMagic begins the file, and tells its format.
-const recordsMagic = "sidekey\x01"
+const recordsMagic = "sidekey\x02"
 
 // seenRecords is the newest version of every record of keptBuckets that this issuer has seen, also of
 // those that were deleted: such a one has the lowest version that may come after it. The file is
 //
-//	recordsMagic | salt, 16 bytes | { hash of bucket and name, 8 bytes | version, 8 bytes } …
+//	recordsMagic | salt, 16 bytes | { hash of bucket and name, 8 bytes | version, 8 bytes } … | SHA-256 of all before, 32 bytes
 //
-// The salt keeps who chooses names from choosing two with one hash, which would look like a rollback.
+// The salt keeps who chooses names from choosing two with one hash, which would look like a rollback;
+// the sum at the end keeps a version that the disk has turned into a greater one from looking like it.
 type seenRecords struct {
 	path string
 
@@ -57,8 +58,10 @@ func openRecords(path string) (*seenRecords, error) {
 }
 
 func (s *seenRecords) parse(text []byte) error {
+	text, sum := text[:max(0, len(text)-sha256.Size)], text[max(0, len(text)-sha256.Size):]
+	want := sha256.Sum256(text)
 	rest, ok := bytes.CutPrefix(text, []byte(recordsMagic))
-	if !ok || len(rest) < len(s.salt) || (len(rest)-len(s.salt))%16 != 0 {
+	if !ok || !bytes.Equal(sum, want[:]) || len(rest) < len(s.salt) || (len(rest)-len(s.salt))%16 != 0 {
 		return errors.New("it is damaged")
 	}
 	for rest = rest[copy(s.salt[:], rest):]; len(rest) > 0; rest = rest[16:] {
@@ -90,12 +93,13 @@ func (s *seenRecords) changes() []byte {
 		return nil
 	}
 	s.dirty = false
-	text := append(make([]byte, 0, len(recordsMagic)+len(s.salt)+16*len(s.version)), recordsMagic...)
+	text := append(make([]byte, 0, len(recordsMagic)+len(s.salt)+16*len(s.version)+sha256.Size), recordsMagic...)
 	text = append(text, s.salt[:]...)
 	for hash, version := range s.version {
 		text = binary.BigEndian.AppendUint64(append(text, hash[:]...), version)
 	}
-	return text
+	sum := sha256.Sum256(text)
+	return append(text, sum[:]...)
 }
 
 func (s *seenRecords) hash(bucket, name string) [8]byte {

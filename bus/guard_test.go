@@ -1,6 +1,7 @@
 package bus_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -245,7 +246,13 @@ func TestGuardRecordsFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, torn := range [][]byte{nil, text[:len(text)-1], append([]byte{0}, text...)} {
+	torn := [][]byte{nil, text[:len(text)-1], text[:len(text)-16], append([]byte{0}, text...)}
+	for bit := range 8 * len(text) {
+		flipped := bytes.Clone(text)
+		flipped[bit/8] ^= 1 << (bit % 8)
+		torn = append(torn, flipped)
+	}
+	for _, torn := range torn {
 		if err := os.WriteFile(path+".records", torn, 0o600); err != nil {
 			t.Fatal(err)
 		}

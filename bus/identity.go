@@ -15,7 +15,8 @@ import (
 
 // Identity is what a member has from joining, in a folder of its own (0700, files 0600):
 //
-//	bus.json       {"role": "agent", "name": "web-1", "join": "…", "urls": ["tls://10.0.0.5:7463"]}
+//	bus.json       {"role": "agent", "name": "web-1", "join": "…", "urls": ["tls://10.0.0.5:7463"],
+//	                "signing_key": "…", "sealing_key": "…", "authority_key": "…"}: the keys' public halves, base64
 //	agent.creds    its bus credential, as the nats command reads it; issuer.creds of an issuer
 //	signing.key    its Ed25519 key: base64 of the seed
 //	sealing.key    its HPKE key, base64
@@ -34,6 +35,9 @@ type Identity struct {
 	CA        []byte // PEM; nil: none
 	Master    *keyring.MasterKey
 	Keys      *Keys
+	// Of an issuer that joined a cluster: its issuers as of then, and the ids of the servers that held its state.
+	Peers []Peer
+	Group []string
 }
 
 // The files of an Identity beside the credential's.
@@ -52,6 +56,13 @@ type identityHead struct {
 	Name string   `json:"name"`
 	Join string   `json:"join"`
 	URLs []string `json:"urls"`
+	// The public halves: a key with one bit changed is another key, sound in itself. Absent in an identity of before.
+	Signing   []byte `json:"signing_key,omitempty"`
+	Sealing   []byte `json:"sealing_key,omitempty"`
+	Authority []byte `json:"authority_key,omitempty"`
+
+	Peers []Peer   `json:"peers,omitempty"`
+	Group []string `json:"group,omitempty"`
 }
 
 func (r Role) credsFile() string { return string(r) + ".creds" }
@@ -67,7 +78,11 @@ func (id *Identity) ConnectConfig() ConnectConfig {
 
 // files are the identity's files and their content, bus.json first.
 func (id *Identity) files() (map[string][]byte, error) {
-	head, err := json.Marshal(identityHead{id.Role, id.Name, id.Join, id.URLs})
+	head, err := json.Marshal(identityHead{
+		Role: id.Role, Name: id.Name, Join: id.Join, URLs: id.URLs,
+		Signing: id.Signing.Public().(ed25519.PublicKey), Sealing: id.Sealing.Public(), Authority: id.Authority,
+		Peers: id.Peers, Group: id.Group,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +148,7 @@ func readIdentity(dir string) (*Identity, error) {
 	if err := json.Unmarshal(text, &head); err != nil || head.Role != RoleAgent && head.Role != RoleIssuer || CheckName(head.Name) != nil {
 		return nil, fmt.Errorf("%s is damaged", identityFile)
 	}
-	id := &Identity{Role: head.Role, Name: head.Name, Join: head.Join, URLs: head.URLs}
+	id := &Identity{Role: head.Role, Name: head.Name, Join: head.Join, URLs: head.URLs, Peers: head.Peers, Group: head.Group}
 	if text, err = read(id.Role.credsFile()); err != nil {
 		return nil, err
 	}
@@ -149,7 +164,7 @@ func readIdentity(dir string) (*Identity, error) {
 	if id.CA, err = read(caFile); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	if err := id.readKeys(read); err != nil {
+	if err := id.readKeys(read, head); err != nil {
 		return nil, err
 	}
 	if id.Role == RoleIssuer {
@@ -158,7 +173,8 @@ func readIdentity(dir string) (*Identity, error) {
 	return id, nil
 }
 
-func (id *Identity) readKeys(read func(string) ([]byte, error)) error {
+// readKeys reads the private keys. Every key has to be the one that head names.
+func (id *Identity) readKeys(read func(string) ([]byte, error), head identityHead) error {
 	seed, err := readBase64(read, signingFile)
 	if err != nil || len(seed) != ed25519.SeedSize {
 		return errors.Join(fmt.Errorf("%s is damaged", signingFile), err)
@@ -168,8 +184,22 @@ func (id *Identity) readKeys(read func(string) ([]byte, error)) error {
 	if err != nil {
 		return err
 	}
-	id.Sealing, err = keyring.ParseSealingKey(private)
-	return err
+	if id.Sealing, err = keyring.ParseSealingKey(private); err != nil {
+		return err
+	}
+	for _, k := range []struct {
+		file      string
+		noted, is []byte
+	}{
+		{signingFile, head.Signing, id.Signing.Public().(ed25519.PublicKey)},
+		{sealingFile, head.Sealing, id.Sealing.Public()},
+		{AuthorityFile, head.Authority, id.Authority},
+	} {
+		if k.noted != nil && !bytes.Equal(k.noted, k.is) {
+			return fmt.Errorf("%s is not the key that %s names: one of the two is damaged", k.file, identityFile)
+		}
+	}
+	return nil
 }
 
 func (id *Identity) readSecrets(dir string, read func(string) ([]byte, error)) error {

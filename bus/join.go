@@ -25,7 +25,10 @@ type JoinConfig struct {
 	Server *Server // the embedded bus of this very process, instead of the token's URLs
 	// Insecure lets it join in clear beyond loopback, by a token that names no CA.
 	Insecure bool
-	Logger   hclog.Logger
+	// Route and URLs are where the others reach this issuer's server, where it brings one into a cluster.
+	Route  string
+	URLs   []string
+	Logger hclog.Logger
 }
 
 // joining is what the folder Dir.joining holds until an answer has come: the keys that were sent, so
@@ -95,23 +98,10 @@ func openJoining(dir, id string) (*joining, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
-	nkey, err := nkeys.CreateUser()
+	j, err := newJoining(id)
 	if err != nil {
 		return nil, err
 	}
-	seed, err := nkey.Seed()
-	if err != nil {
-		return nil, err
-	}
-	_, signing, err := ed25519.GenerateKey(nil)
-	if err != nil {
-		return nil, err
-	}
-	sealing, err := keyring.GenerateSealingKey()
-	if err != nil {
-		return nil, err
-	}
-	*j = joining{ID: id, Seed: seed, Signing: signing.Seed(), Sealing: sealing.Private()}
 	text, err := json.Marshal(j)
 	if err != nil {
 		return nil, err
@@ -120,7 +110,8 @@ func openJoining(dir, id string) (*joining, error) {
 }
 
 // request makes what is sent, signed by token, nkey and signing key.
-func (j *joining) request(t *Token) (*joinRequest, *joinAsked, error) {
+func (j *joining) request(cfg JoinConfig) (*joinRequest, *joinAsked, error) {
+	t := cfg.Token
 	nkey, err := nkeys.FromSeed(j.Seed)
 	if err != nil {
 		return nil, nil, err
@@ -134,7 +125,7 @@ func (j *joining) request(t *Token) (*joinRequest, *joinAsked, error) {
 		return nil, nil, err
 	}
 	signing := ed25519.NewKeyFromSeed(j.Signing)
-	req := &joinRequest{ID: t.ID, Role: t.Role, Name: t.Name, SigningKey: signing.Public().(ed25519.PublicKey), SealingKey: sealing.Public()}
+	req := &joinRequest{ID: t.ID, Role: t.Role, Name: t.Name, SigningKey: signing.Public().(ed25519.PublicKey), SealingKey: sealing.Public(), Route: cfg.Route, URLs: cfg.URLs}
 	if req.Nkey, err = nkey.PublicKey(); err != nil {
 		return nil, nil, err
 	}
@@ -156,7 +147,7 @@ func (j *joining) request(t *Token) (*joinRequest, *joinAsked, error) {
 // ask sends the request until an issuer answers, and proves the answer.
 func (j *joining) ask(ctx context.Context, cfg JoinConfig) (*Identity, error) {
 	t := cfg.Token
-	req, asked, err := j.request(t)
+	req, asked, err := j.request(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -232,7 +223,7 @@ func (j *joining) take(t *Token, req *joinRequest, asked *joinAsked, data []byte
 	}
 	id := &Identity{
 		Role: t.Role, Name: t.Name, Join: t.ID, URLs: ans.URLs, User: &User{JWT: ans.JWT, Seed: j.Seed},
-		Signing: ed25519.NewKeyFromSeed(j.Signing), Authority: authority, CA: ans.CA,
+		Signing: ed25519.NewKeyFromSeed(j.Signing), Authority: authority, CA: ans.CA, Peers: ans.Peers, Group: ans.Group,
 	}
 	if id.Sealing, err = keyring.ParseSealingKey(j.Sealing); err != nil {
 		return nil, err

@@ -3,10 +3,11 @@ package bus
 import (
 	"context"
 	"crypto/ed25519"
+	"math/rand/v2"
 	"time"
 )
 
-// statusEvery is how often an agent tells its status.
+// statusEvery is how often an agent tells its status, more or less.
 const statusEvery = 10 * time.Second
 
 // Link tells an agent's status to the issuers, and which credentials were used.
@@ -23,13 +24,14 @@ type Link struct {
 }
 
 // Run tells both, at once and then regularly, until ctx ends; what was used, once more then. An agent
-// serves without being heard.
+// serves without being heard. The second time comes at any moment of a period, and no two periods are
+// alike: a fleet that was restarted at once speaks evenly from then on.
 func (l *Link) Run(ctx context.Context) {
 	var told time.Time
-	for {
-		wait := statusEvery
+	wait := rand.N(statusEvery)
+	for ; ; wait = statusEvery - rand.N(statusEvery/5) {
 		if !l.tell() {
-			wait = time.Second
+			wait = time.Second + rand.N(time.Second)
 		}
 		if time.Since(told) >= usedEvery {
 			told = time.Now()

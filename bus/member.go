@@ -22,11 +22,19 @@ type Member struct {
 	RemovedAt  int64    `json:"removed_at,omitempty"`
 	Audiences  []string `json:"audiences,omitempty"`        // that an agent may serve, whatever it says; none: the ring's default alone
 	Longest    int64    `json:"longest_lease_ms,omitempty"` // of an agent: the longest lease that it ever asked for
+	Serves     bool     `json:"serves,omitempty"`           // of an agent: it has asked for a lease behind which it goes on (on_stale = "serve")
 	Former     []string `json:"former,omitempty"`           // nkeys that had the name before, revoked for ever
+	Route      string   `json:"route,omitempty"`            // of an issuer in a cluster: host:port of its server's routes
+	URLs       []string `json:"urls,omitempty"`             // and those under which agents reach its server
 }
 
 // Removed tells whether the member was struck off.
 func (m *Member) Removed() bool { return m.RemovedAt != 0 }
+
+// peer is the member's server in a cluster.
+func (m *Member) peer() Peer {
+	return Peer{Name: m.Name, Nkey: m.Nkey, Key: m.SigningKey, Route: m.Route, URLs: m.URLs}
+}
 
 // readMember gives a member and its revision, or ErrNotFound.
 func readMember(ctx context.Context, bucket *Bucket, name string) (Member, uint64, error) {

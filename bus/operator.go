@@ -24,8 +24,9 @@ const KeysFile = "bus.keys"
 // accounts: one for the issuers, which has all streams and buckets; one for the agents, which sees
 // of the issuers' account only what that exports; and the system's.
 //
-// The operator's own seed stays with the issuer that made it; an issuer that joins gets the others,
-// and can let agents in but not change the accounts.
+// The operator's own seed and the CA's key stay with the issuer that made them; an issuer that joins gets the others,
+// and can let agents in but not change the accounts. In a cluster all issuers have all: each has a server of its own to
+// configure, and any of them may be the one that is left.
 type Keys struct {
 	operator, system nkeys.KeyPair // nil: held elsewhere
 	issuers, agents  nkeys.KeyPair // the accounts' own keys; public only where operator is nil

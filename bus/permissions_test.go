@@ -155,7 +155,7 @@ func TestAgentMayNot(t *testing.T) {
 		}
 	}
 	subscribe := []string{
-		">", "*", "sidekey.>", "sidekey.*.*", "sidekey.log.>", "sidekey.ack.*", "sidekey.status.*", "sidekey.used.*", "sidekey.basic.*", "sidekey.basic._eA", "sidekey.join.*", "sidekey.removed", "sidekey.lease.*", "sidekey.grants", "sidekey.audit.*",
+		">", "*", "sidekey.>", "sidekey.*.*", "sidekey.log.>", "sidekey.ack.*", "sidekey.status.*", "sidekey.used.*", "sidekey.basic.*", "sidekey.basic._eA", "sidekey.join.*", "sidekey.removed", "sidekey.up", "sidekey.lease.*", "sidekey.grants", "sidekey.audit.*",
 		"sidekey.checkpoint.>", "_INBOX.>", "_INBOX.x.*", "_INBOX_AGENT.>", "_INBOX_AGENT._eQ.>", "_INBOX_AGENT.*.>", "_INBOX_JOIN.>", "_R_.>", "$SYS.>", "$JS.>", "$JS.API.>", "$JS.EVENT.>", "$KV.>", "$KV.sidekey_users.>",
 	}
 	for _, subject := range subscribe {

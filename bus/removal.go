@@ -11,10 +11,16 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
+// ErrOwnRemoval refuses what would leave a cluster to whom it has removed.
+var ErrOwnRemoval = errors.New("an issuer does not remove itself from its cluster: run this at another one, with --addr")
+
 // Remove strikes a member off: its record says so, its credential is revoked, its connections are
 // closed at once, and its unused tokens are void. ErrNotFound: nobody of that name, or removed before;
 // of one removed before, what a failure may have left undone is done again.
 func (e *Enrolment) Remove(ctx context.Context, role Role, name string) error {
+	if role == RoleIssuer && e.cfg.Peers != nil && e.cfg.Peers.Self().Name == name {
+		return ErrOwnRemoval
+	}
 	before, err := e.markRemoved(ctx, role, name)
 	if err != nil {
 		return err
@@ -57,7 +63,15 @@ func (e *Enrolment) cutOff(ctx context.Context, role Role, name string) error {
 	if e.cfg.Keys == nil {
 		return nil // its credential is somebody else's
 	}
-	return e.applyRemovals(ctx)
+	if role == RoleIssuer && e.cfg.Peers != nil {
+		if err := e.dismiss(ctx, name); err != nil {
+			return err
+		}
+	}
+	if err := e.applyRemovals(ctx); err != nil || e.cfg.Peers == nil {
+		return err
+	}
+	return e.tell()
 }
 
 // voidTokens takes back the tokens of a name that nobody has used.
@@ -82,19 +96,22 @@ func (e *Enrolment) voidTokens(ctx context.Context, role Role, name string) erro
 func (e *Enrolment) applyTold() {
 	ctx, cancel := context.WithTimeout(context.Background(), joinWithin)
 	defer cancel()
-	if err := e.applyRemovals(ctx); err != nil {
+	if err := e.lookWhoIsIn(ctx); err != nil {
 		e.cfg.Logger.Error("could not cut off whom another issuer removed", "error", err)
 	}
+}
+
+// lookWhoIsIn takes over who was removed and who came. First it looks whether it is this issuer that was: its own server
+// refuses it once the removal is applied, and then it could not read so any more.
+func (e *Enrolment) lookWhoIsIn(ctx context.Context) error {
+	return errors.Join(e.refreshPeers(ctx), e.applyRemovals(ctx))
 }
 
 // applyRemovals makes the bus's accounts refuse everybody who was removed. Without the operator's
 // key it asks the issuer that has it.
 func (e *Enrolment) applyRemovals(ctx context.Context) error {
 	if !e.cfg.Keys.Operates() {
-		if err := e.cfg.Conn.nc.Publish(e.cfg.Conn.subjects.removed(), nil); err != nil {
-			return fmt.Errorf("telling the issuer that has the bus's keys of a removal: %w", err)
-		}
-		return nil
+		return e.tell()
 	}
 	e.cut.Lock()
 	defer e.cut.Unlock()
@@ -132,6 +149,14 @@ func (e *Enrolment) applyRemovals(ctx context.Context) error {
 		return nil
 	}
 	return e.cfg.Conn.pushAccounts(ctx, e.cfg.Keys, revoked)
+}
+
+// tell has the issuers that have the bus's keys look who was removed, and who came.
+func (e *Enrolment) tell() error {
+	if err := e.cfg.Conn.nc.Publish(e.cfg.Conn.subjects.removed(), nil); err != nil {
+		return fmt.Errorf("telling the issuer that has the bus's keys of a removal: %w", err)
+	}
+	return nil
 }
 
 // ReadRevoked reads the nkeys that were revoked before, for a server that starts; none where the

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -18,13 +19,14 @@ import (
 
 // ServerConfig configures the embedded nats-server. Listen, Dir and Keys are required.
 type ServerConfig struct {
-	Listen   string      // "host:port"; port 0: any free one
-	Dir      string      // JetStream's file store; made 0700 where it is absent
-	Keys     *Keys       // who may come in
-	Revoked  []string    // nkeys that may not any more
-	TLS      *tls.Config // nil: beyond loopback a certificate from Keys, on loopback none
-	Names    []string    // host names and IP addresses under which others know it, for that certificate
-	Insecure bool        // listen beyond loopback in clear
+	Listen   string         // "host:port"; port 0: any free one
+	Dir      string         // JetStream's file store; made 0700 where it is absent
+	Keys     *Keys          // who may come in
+	Revoked  []string       // nkeys that may not any more
+	TLS      *tls.Config    // nil: beyond loopback a certificate from Keys, on loopback none
+	Names    []string       // host names and IP addresses under which others know it, for that certificate
+	Insecure bool           // listen beyond loopback in clear
+	Cluster  *ClusterConfig // nil: it stands alone
 	Logger   hclog.Logger
 }
 
@@ -35,6 +37,13 @@ type Server struct {
 	url      string
 	keys     *Keys
 	resolver *server.MemAccResolver
+
+	peers     *Peers // nil: it stands alone
+	groupFile string // of a cluster
+
+	routes sync.Mutex
+	opts   *server.Options // as they were last loaded
+	cuts   int             // looks at who is in the cluster that are still to end routes
 }
 
 // readyWithin bounds a start, in which JetStream reads its store.
@@ -50,6 +59,14 @@ func StartServer(cfg ServerConfig) (*Server, error) {
 	srv, err := server.NewServer(opts)
 	if err != nil {
 		return nil, fmt.Errorf("starting the embedded bus: %w", err)
+	}
+	s := &Server{srv: srv, keys: cfg.Keys, resolver: resolver, opts: opts}
+	alone := false
+	if cfg.Cluster != nil {
+		s.peers, s.groupFile = cfg.Cluster.Peers, groupFile(opts)
+		if alone, err = foundGroup(opts, cfg.Cluster); err != nil {
+			return nil, err
+		}
 	}
 	logger := &serverLog{log: cfg.Logger, failed: make(chan string, 1)}
 	if logger.log == nil {
@@ -74,7 +91,32 @@ func StartServer(cfg ServerConfig) (*Server, error) {
 	if opts.TLSConfig != nil {
 		scheme = "tls://"
 	}
-	return &Server{srv: srv, url: scheme + srv.Addr().String(), keys: cfg.Keys, resolver: resolver}, nil
+	s.url = scheme + srv.Addr().String()
+	if cfg.Cluster != nil {
+		err = s.joinCluster(cfg.Cluster, opts, alone)
+	}
+	if err != nil {
+		srv.Shutdown()
+		srv.WaitForShutdown()
+		return nil, err
+	}
+	return s, nil
+}
+
+// joinCluster finishes the start of a server that is one of several.
+func (s *Server) joinCluster(c *ClusterConfig, opts *server.Options, alone bool) error {
+	if id := peerID(opts.ServerName); s.srv.Node() != id {
+		return fmt.Errorf("starting the embedded bus: this nats-server calls itself %s in its cluster, where %s was expected; use the sidekey that made this cluster", s.srv.Node(), id)
+	}
+	if err := c.Peers.begin(); err != nil {
+		return err
+	}
+	if !alone {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), readyWithin)
+	defer cancel()
+	return s.accompany(ctx, opts, s.resolver)
 }
 
 func serverOptions(cfg ServerConfig) (*server.Options, *server.MemAccResolver, error) {
@@ -107,6 +149,11 @@ func serverOptions(cfg ServerConfig) (*server.Options, *server.MemAccResolver, e
 	resolver, err := operatorMode(opts, cfg.Keys, cfg.Revoked)
 	if err != nil {
 		return nil, nil, fmt.Errorf("configuring the embedded bus: %w", err)
+	}
+	if cfg.Cluster != nil {
+		if err := clustered(opts, cfg); err != nil {
+			return nil, nil, err
+		}
 	}
 	return opts, resolver, nil
 }
@@ -185,11 +232,19 @@ func (s *Server) Revoke(nkeys []string) error {
 func (s *Server) URL() string { return s.url }
 
 // Close stops the server and waits until its store is closed. It may be called twice.
+//
+// A server of a cluster hands over what it leads first, and its clients go to the others.
 func (s *Server) Close() error {
+	if s.peers != nil && len(s.peers.Others()) > 0 {
+		s.srv.LameDuckShutdown()
+	}
 	s.srv.Shutdown()
 	s.srv.WaitForShutdown()
 	return nil
 }
+
+// unverified is what nats-server says of routes whose certificates it does not verify by itself: routeTLS does.
+const unverified = "hostname of solicited routes will not be verified"
 
 // serverLog hands the server's log lines to hclog, and keeps the first fatal one: an embedded
 // server must not end the process.
@@ -200,10 +255,15 @@ type serverLog struct {
 }
 
 func (l *serverLog) Noticef(format string, v ...any) { l.log.Debug(line(format, v)) }
-func (l *serverLog) Warnf(format string, v ...any)   { l.log.Warn(line(format, v)) }
-func (l *serverLog) Errorf(format string, v ...any)  { l.log.Error(line(format, v)) }
-func (l *serverLog) Debugf(format string, v ...any)  { l.log.Trace(line(format, v)) }
-func (l *serverLog) Tracef(format string, v ...any)  { l.log.Trace(line(format, v)) }
+func (l *serverLog) Warnf(format string, v ...any) {
+	if strings.Contains(format, unverified) {
+		return
+	}
+	l.log.Warn(line(format, v))
+}
+func (l *serverLog) Errorf(format string, v ...any) { l.log.Error(line(format, v)) }
+func (l *serverLog) Debugf(format string, v ...any) { l.log.Trace(line(format, v)) }
+func (l *serverLog) Tracef(format string, v ...any) { l.log.Trace(line(format, v)) }
 func (l *serverLog) Fatalf(format string, v ...any) {
 	l.log.Error(line(format, v))
 	l.once.Do(func() { l.failed <- line(format, v) })

@@ -248,6 +248,7 @@ func TestConnectErrors(t *testing.T) {
 
 // TestAwait: an unreachable bus does not fail Connect; Await says what to look at.
 func TestAwait(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	plain := b.Server.URL()
 	b.Stop()

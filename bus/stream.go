@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -70,13 +71,17 @@ func (c *Conn) checkpointStream(replicas int) jetstream.StreamConfig {
 // with what was asked: an old server ignores settings that it does not know.
 func (c *Conn) ensureStream(ctx context.Context, want jetstream.StreamConfig) (jetstream.StreamConfig, error) {
 	var got jetstream.StreamConfig
+	want.Replicas = c.asMany(want.Replicas)
 	err := retry(ctx, func(ctx context.Context) error {
 		s, err := c.js.CreateStream(ctx, want)
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			s, err = c.js.Stream(ctx, want.Name)
 		}
 		if err == nil {
-			got = s.CachedInfo().Config
+			got, err = c.raise(ctx, s.CachedInfo().Config, want.Replicas)
+		}
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return fmt.Errorf("%w: another issuer is making it anew: %v", nats.ErrTimeout, err)
 		}
 		return err
 	})
@@ -91,7 +96,6 @@ func (c *Conn) ensureStream(ctx context.Context, want jetstream.StreamConfig) (j
 		{"retention", got.Retention, want.Retention},
 		{"discard", got.Discard, want.Discard},
 		{"max_age", got.MaxAge, want.MaxAge},
-		{"replicas", got.Replicas, want.Replicas},
 		{"allow_direct", got.AllowDirect, want.AllowDirect},
 		{"deny_delete", got.DenyDelete, want.DenyDelete},
 		{"subjects", fmt.Sprint(got.Subjects), fmt.Sprint(want.Subjects)},
@@ -102,6 +106,28 @@ func (c *Conn) ensureStream(ctx context.Context, want jetstream.StreamConfig) (j
 		}
 	}
 	return got, nil
+}
+
+// raise gives a stream as many replicas as are asked for. It never takes one away: another issuer may be told of more.
+func (c *Conn) raise(ctx context.Context, cfg jetstream.StreamConfig, replicas int) (jetstream.StreamConfig, error) {
+	if cfg.Replicas < replicas {
+		cfg.Replicas = replicas
+		if _, err := c.js.UpdateStream(ctx, cfg); err != nil {
+			return cfg, fmt.Errorf("giving it %d replicas: %w", replicas, err)
+		}
+	}
+	for most := c.most.Load(); int64(cfg.Replicas) > most && !c.most.CompareAndSwap(most, int64(cfg.Replicas)); most = c.most.Load() {
+	}
+	return cfg, nil
+}
+
+// asMany is how many replicas a stream is made with where so many are asked for: as many as those have that were seen, since
+// an issuer that joined by a token was told of none. In a cluster of issuers streams grow by themselves (KeepReplicas).
+func (c *Conn) asMany(replicas int) int {
+	if c.cfg.Server != nil {
+		return max(replicas, 1)
+	}
+	return max(replicas, int(c.most.Load()), 1)
 }
 
 func republish(cfg jetstream.StreamConfig) string {

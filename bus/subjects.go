@@ -27,6 +27,7 @@ const (
 //	<prefix>.basic.<agent>          an agent asks whether a password is right; an issuer answers
 //	<prefix>.ask                    an issuer asks every agent what it says of one token
 //	<prefix>.answer.<agent>         an agent's answer to that
+//	<prefix>.up                     an issuer asks which issuers are up; each answers
 //	KV_<prefix>_<bucket>            a state bucket
 type subjects string
 
@@ -42,6 +43,7 @@ func (s subjects) live(kind string) string    { return string(s) + ".live." + ki
 func (s subjects) manifest() string           { return string(s) + ".checkpoint.manifest" }
 func (s subjects) chunk(id string) string     { return string(s) + ".checkpoint.chunk." + id }
 func (s subjects) join(id string) string      { return string(s) + ".join." + id }
+func (s subjects) up() string                 { return string(s) + ".up" }
 func (s subjects) removed() string            { return string(s) + ".removed" }
 func (s subjects) ack(agent string) string    { return string(s) + ".ack." + agent }
 func (s subjects) status(agent string) string { return string(s) + ".status." + agent }

@@ -77,7 +77,17 @@ func (k *Keys) ServerCertificate(names []string, lifetime time.Duration) (cert, 
 	if k.caKey == nil {
 		return nil, nil, errors.New("making a certificate for the bus: the CA's key is with the issuer that made this bus")
 	}
-	c, err := k.makeCertificate(names, lifetime)
+	return k.certificatePEM(names, lifetime, x509.ExtKeyUsageServerAuth)
+}
+
+// routeCertificate makes one with which a server of a cluster proves itself to the others, also where it
+// calls them. No other certificate of the CA is good for calling: who has a route to a server has all accounts.
+func (k *Keys) routeCertificate(names []string, lifetime time.Duration) (cert, key []byte, err error) {
+	return k.certificatePEM(names, lifetime, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
+}
+
+func (k *Keys) certificatePEM(names []string, lifetime time.Duration, usage ...x509.ExtKeyUsage) (cert, key []byte, err error) {
+	c, err := k.makeCertificate(names, lifetime, usage...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -92,7 +102,7 @@ func (k *Keys) ServerCertificate(names []string, lifetime time.Duration) (cert, 
 	return chain.Bytes(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
-func (k *Keys) makeCertificate(names []string, lifetime time.Duration) (*tls.Certificate, error) {
+func (k *Keys) makeCertificate(names []string, lifetime time.Duration, usage ...x509.ExtKeyUsage) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("making a certificate for the bus: %w", err)
@@ -101,7 +111,7 @@ func (k *Keys) makeCertificate(names []string, lifetime time.Duration) (*tls.Cer
 	template := &x509.Certificate{
 		SerialNumber: serial(), Subject: pkix.Name{CommonName: "sidekey bus"},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(lifetime),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: usage,
 	}
 	for _, name := range sortedSet(names) {
 		if ip := net.ParseIP(name); ip != nil {
@@ -134,7 +144,7 @@ func (m *certMaker) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.cur == nil || time.Until(m.cur.Leaf.NotAfter) < serverLifetime/2 {
-		c, err := m.keys.makeCertificate(m.names, serverLifetime)
+		c, err := m.keys.makeCertificate(m.names, serverLifetime, x509.ExtKeyUsageServerAuth)
 		if err != nil {
 			return nil, err
 		}
@@ -210,6 +220,32 @@ func pinnedTLS(fingerprint []byte, to *dialled) *tls.Config {
 			}
 			return errNotPinned
 		},
+	}
+}
+
+// toldTLS lets a server prove itself by the IP address that was dialled, where another server has named it
+// by that. The client library asks it for the name of the one that was reached first, as if all had one
+// certificate; here each has its own. Their CA is the bus's own, so this makes nobody a server.
+func toldTLS(cfg *tls.Config, to *dialled, told func(ip string) bool) {
+	roots := cfg.RootCAs
+	cfg.InsecureSkipVerify = true // VerifyConnection does it, against the same roots
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		between := x509.NewCertPool()
+		for _, c := range cs.PeerCertificates[1:] {
+			between.AddCert(c)
+		}
+		verify := func(name string) error {
+			if name == "" { // x509 would take that for any name
+				return errors.New("checking the server's certificate: it is not known which address was dialled")
+			}
+			_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: name})
+			return err
+		}
+		err := verify(to.name(cs))
+		if ip := to.name(tls.ConnectionState{}); err != nil && told(ip) && verify(ip) == nil {
+			return nil
+		}
+		return err
 	}
 }
 

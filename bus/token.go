@@ -98,6 +98,9 @@ type (
 		Nkey       string `json:"nkey"`
 		SigningKey []byte `json:"signing_key"` // Ed25519, public
 		SealingKey []byte `json:"sealing_key"` // MLKEM768X25519, public
+		// Of an issuer that brings a server into a cluster: where its routes and its clients reach it.
+		Route string   `json:"route,omitempty"`
+		URLs  []string `json:"urls,omitempty"`
 
 		audiences []string // those that the token allows, once it is proven
 	}
@@ -118,6 +121,8 @@ type (
 		CA        []byte   `json:"ca,omitempty"` // PEM
 		URLs      []string `json:"urls"`
 		Sealed    []byte   `json:"sealed,omitempty"` // an issuer's secrets, for its sealing key
+		Peers     []Peer   `json:"peers,omitempty"`  // the issuers of the cluster that it joins
+		Group     []string `json:"group,omitempty"`  // ids of the servers that hold its state
 	}
 	// issuerSecrets are what an issuer needs beside what an agent gets.
 	issuerSecrets struct {

@@ -1,8 +1,6 @@
 package issuer
 
 import (
-	"crypto/sha256"
-	"crypto/subtle"
 	"fmt"
 	"maps"
 	"net/http"
@@ -12,14 +10,11 @@ import (
 	"github.com/sidekey/sidekey/bus"
 )
 
-// AdminHandler serves /admin/v1/ to who has the admin token. An empty token lets nobody in.
-func (i *Issuer) AdminHandler(token string) http.Handler {
-	want := sha256.Sum256([]byte(token))
-	open := i.adminRoutes()
+// AdminHandler serves /admin/v1/ to who presents a token that lets in: AdminToken.Is.
+func (i *Issuer) AdminHandler(letsIn func(token string) bool) http.Handler {
+	open := i.adminRoutes(false)
 	return i.guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// Both sides are hashed: the comparison takes the same time for every length and prefix.
-		got := sha256.Sum256([]byte(bearer(r)))
-		if subtle.ConstantTimeCompare(got[:], want[:]) != 1 || token == "" {
+		if token := bearer(r); token == "" || !letsIn(token) {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="sidekey admin"`)
 			i.refusal(r.Context(), "admin request without the admin token", "method", r.Method, "path", auditPath(r))
 			problem(w, http.StatusUnauthorized, "give the admin token: Authorization: Bearer …, as <data_dir>/admin.token has it")
@@ -32,15 +27,17 @@ func (i *Issuer) AdminHandler(token string) http.Handler {
 // LocalAdminHandler serves /admin/v1/ without asking for a token: for a unix socket, whose file
 // mode says who may connect, and for nothing else.
 func (i *Issuer) LocalAdminHandler() http.Handler {
-	open := i.adminRoutes()
+	open := i.adminRoutes(true)
 	return i.guard(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		open.ServeHTTP(w, r.WithContext(withActor(r.Context(), "unix socket")))
 	}))
 }
 
-func (i *Issuer) adminRoutes() http.Handler {
+// adminRoutes are the admin API; local, where who asks may read the issuer's own files too.
+func (i *Issuer) adminRoutes(local bool) http.Handler {
 	mux := http.NewServeMux()
 	routes := map[string]func(*http.Request) (int, any, error){
+		"GET /admin/v1/status":              i.adminStatus,
 		"GET /admin/v1/keys":                i.adminListKeys,
 		"POST /admin/v1/keys/rotate":        i.adminRotate,
 		"POST /admin/v1/keys/import":        i.adminImport,
@@ -49,6 +46,7 @@ func (i *Issuer) adminRoutes() http.Handler {
 		"GET /admin/v1/revocations":         i.adminListRevocations,
 		"GET /admin/v1/revocations/{seq}":   i.adminReceipt,
 		"POST /admin/v1/verify":             i.adminVerify,
+		"POST /admin/v1/admin-token/rotate": i.adminRotateToken,
 		"GET /admin/v1/agents":              i.adminListAgents,
 		"POST /admin/v1/agents":             i.adminInviteAgent,
 		"DELETE /admin/v1/agents/{name}":    i.adminRemoveAgent,
@@ -73,6 +71,7 @@ func (i *Issuer) adminRoutes() http.Handler {
 		"POST /admin/v1/credentials/{id}/rotate": i.adminRotateCredential,
 	}
 	maps.Copy(routes, i.clientRoutes())
+	maps.Copy(routes, i.ruleRoutes())
 	for pattern, serve := range routes {
 		mux.HandleFunc(pattern, i.audited(func(w http.ResponseWriter, r *http.Request) {
 			status, answer, err := serve(r)
@@ -87,6 +86,7 @@ func (i *Issuer) adminRoutes() http.Handler {
 		}))
 	}
 	mux.HandleFunc("GET /admin/v1/audit", i.serveAudit)
+	mux.HandleFunc("POST /admin/v1/backup", func(w http.ResponseWriter, r *http.Request) { i.serveBackup(w, r, local) })
 	mux.HandleFunc("/", elsewhere(mux))
 	return mux
 }

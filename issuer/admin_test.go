@@ -12,7 +12,7 @@ import (
 
 func TestAdminNeedsItsToken(t *testing.T) {
 	ti := start(t, newBus())
-	h := ti.AdminHandler("secret-admin-token")
+	h := ti.AdminHandler(only("secret-admin-token"))
 	for _, header := range [][]string{
 		nil, {"Authorization", "Bearer wrong"}, {"Authorization", "Basic secret-admin-token"}, {"Authorization", "Bearer " + login(t, ti).Access},
 	} {
@@ -25,7 +25,7 @@ func TestAdminNeedsItsToken(t *testing.T) {
 		t.Errorf("GET /admin/v1/keys with the token: got %d %s, want 200", w.Code, w.Body)
 	}
 	for _, header := range [][]string{nil, {"Authorization", "Bearer "}} {
-		if w := ask(ti.AdminHandler(""), "GET", "/admin/v1/keys", "", header...); w.Code != 401 {
+		if w := ask(ti.AdminHandler(only("")), "GET", "/admin/v1/keys", "", header...); w.Code != 401 {
 			t.Errorf("GET /admin/v1/keys where no token is configured: got %d, want 401", w.Code)
 		}
 	}
@@ -144,7 +144,7 @@ func TestNoSecretIsLogged(t *testing.T) {
 	b.fleet.Join("web-1", key.Public())
 	ti := newIssuer(t, b, hs256)
 	ti.steps(t)
-	public, admin := ti.PublicHandler(), ti.AdminHandler("admin-token-0123456789")
+	public, admin := ti.PublicHandler(), ti.AdminHandler(only("admin-token-0123456789"))
 	auth := []string{"Authorization", "Bearer admin-token-0123456789"}
 	secrets := []string{"admin-token-0123456789", "wonderland", "looking-glass", "typed-into-the-name", strings.Repeat("imported", 4), "argon2id"}
 	ask(admin, "POST", "/admin/v1/users", `{"username":"alice","password":"wonderland"}`, auth...)

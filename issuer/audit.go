@@ -39,6 +39,8 @@ type AuditEvent struct {
 	Actor     string         `json:"actor,omitempty"`
 	Address   string         `json:"address,omitempty"`
 	UserAgent string         `json:"user_agent,omitempty"`
+	TraceID   string         `json:"trace_id,omitempty"` // of the request, where its traceparent says so; trace.Parent
+	SpanID    string         `json:"span_id,omitempty"`
 	Details   map[string]any `json:"details,omitempty"`
 }
 
@@ -118,7 +120,7 @@ func (a *auditor) line(ctx context.Context, what string, outcome Outcome, pairs 
 	o := originOf(ctx)
 	e := AuditEvent{
 		Time: a.now().UTC().Format("2006-01-02T15:04:05.000Z"), Issuer: a.issuer, Event: what, Outcome: outcome,
-		Actor: o.Actor, Address: o.Address, UserAgent: o.UserAgent,
+		Actor: o.Actor, Address: o.Address, UserAgent: o.UserAgent, TraceID: o.Trace.TraceID, SpanID: o.Trace.SpanID,
 	}
 	for n := 0; n+1 < len(pairs); n += 2 {
 		if e.Details == nil {

@@ -88,7 +88,7 @@ func TestAuditTellsWhoDidWhat(t *testing.T) {
 // TestAuditOfAnAdminsCall: an attempt and an end, under one id, with who, what, from where, and how it ended.
 func TestAuditOfAnAdminsCall(t *testing.T) {
 	ti := start(t, newBus(), withTrail(new(bustest.AuditTrail), nil))
-	admin := ti.AdminHandler("t0ken")
+	admin := ti.AdminHandler(only("t0ken"))
 	auth := []string{"Authorization", "Bearer t0ken", "Content-Type", "application/json"}
 	ask(admin, "POST", "/admin/v1/users", `{"username":"bob","password":"looking-glass"}`, auth...)
 	ask(admin, "DELETE", "/admin/v1/users/nobody", "", auth...)
@@ -226,7 +226,7 @@ func TestAuditFollow(t *testing.T) {
 func TestRefusalsDoNotFloodTheAudit(t *testing.T) {
 	var file syncBuffer
 	ti := start(t, newBus(), withTrail(new(bustest.AuditTrail), &file))
-	h := ti.AdminHandler("t0ken")
+	h := ti.AdminHandler(only("t0ken"))
 	const calls = 3000
 	for range calls {
 		ask(h, "GET", "/admin/v1/users", "")

@@ -31,7 +31,7 @@ func (i *Issuer) checkPassword(ctx context.Context, c Credentials) (*Principal, 
 	if err := i.limits.take(limitedName(c.Username), c.Address, i.now()); err != nil {
 		return nil, err
 	}
-	if err := i.Ready(); err != nil {
+	if err := i.maySign(); err != nil {
 		return nil, err
 	}
 	settle := i.vouch()

@@ -46,6 +46,8 @@ func (i *Issuer) RemoveIssuer(ctx context.Context, name string) error {
 	switch err := i.Enrolment.Remove(ctx, bus.RoleIssuer, name); {
 	case errors.Is(err, bus.ErrNotFound):
 		return fmt.Errorf("removing issuer %q: %w", name, ErrNotFound)
+	case errors.Is(err, bus.ErrOwnRemoval):
+		return fmt.Errorf("removing issuer %q: %w", name, err)
 	case err != nil:
 		return unavailable("removing issuer", name, err)
 	}

@@ -3,6 +3,7 @@ package issuer
 import (
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/sidekey/sidekey/bus"
 )
@@ -28,6 +29,7 @@ type Feed struct {
 	recent []SeenRevocation // the oldest first
 	last   uint64           // the newest sequence noted
 	wake   chan struct{}    // holds one token while there is something new
+	pace   pace
 }
 
 // NewFeed makes a Feed that has seen nothing.
@@ -37,6 +39,9 @@ func NewFeed() *Feed { return &Feed{wake: make(chan struct{}, 1)} }
 func (f *Feed) Note(entries []bus.Entry) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if len(entries) > 0 {
+		f.pace.note(entries[len(entries)-1].Seq, time.Now())
+	}
 	for _, en := range entries {
 		r, ok := en.Fact.(*bus.Revocation)
 		if !ok || en.Seq <= f.last {

@@ -66,6 +66,9 @@ func foreignSession(t *keyring.Token) string {
 // token names. ErrNoAccount: there is none, or it is disabled.
 func (i *Issuer) beginForeign(ctx context.Context, p *presented) (*session, error) {
 	c := &p.Claims
+	if err := i.refuseUsedBefore(ctx, p.Token); err != nil {
+		return nil, err
+	}
 	user, err := i.userByID(ctx, c.Subject)
 	switch {
 	case errors.Is(err, ErrNotFound):

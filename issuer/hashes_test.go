@@ -4,7 +4,6 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/issuer"
@@ -97,35 +96,6 @@ func TestImportedHashRefused(t *testing.T) {
 		if _, err := ti.Login(t.Context(), issuer.Credentials{Username: "bob", Password: password}); !errors.Is(err, issuer.ErrCredentials) {
 			t.Errorf("an unusable password, with %q: got %v", password, err)
 		}
-	}
-}
-
-// TestUnknownUserCostsTheUsual holds that a name that nobody has costs what the names that somebody has cost, once some were seen.
-func TestUnknownUserCostsTheUsual(t *testing.T) {
-	ti := start(t, newBus())
-	for _, name := range []string{"one", "two", "three"} {
-		hash := strings.Replace(djangoHashes["pbkdf2_sha256"], "MV3b", name, 1)
-		if _, err := ti.AddUser(t.Context(), issuer.NewUser{Username: name, PasswordHash: hash}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cost := func(name string) time.Duration {
-		best := time.Hour
-		for range 3 {
-			began := time.Now()
-			if _, err := ti.Login(t.Context(), issuer.Credentials{Username: name, Password: "wrong"}); !errors.Is(err, issuer.ErrCredentials) {
-				t.Fatal(err)
-			}
-			best = min(best, time.Since(began))
-		}
-		return best
-	}
-	before := cost("nobody") // our own, cheap in these tests
-	one := cost("one")
-	cost("two")
-	cost("three")
-	if after := cost("nobody"); before > one/2 || after < one/2 {
-		t.Errorf("an unknown name took %s before and %s after others were seen that take %s", before, after, one)
 	}
 }
 

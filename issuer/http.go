@@ -21,12 +21,21 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/keyring"
 	"github.com/sidekey/sidekey/keyring/strictjson"
 )
 
-// maxBody bounds every request's body.
+// maxBody bounds every request's body but that of a set of rules.
 const maxBody = 64 << 10
+
+// bodyLimit is the bound for a request: rules are text, which JSON makes longer.
+func bodyLimit(r *http.Request) int64 {
+	if r.URL.Path == rulesPath {
+		return maxRulesBody
+	}
+	return maxBody
+}
 
 // PublicHandler serves what clients call: Simple JWT's endpoints, the JWK Set, a user's own
 // devices; and health and metrics, unless Config says that they have a listener of their own.
@@ -75,13 +84,13 @@ func (i *Issuer) guard(next http.Handler) http.Handler {
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		r = r.WithContext(WithOrigin(r.Context(), i.requestOrigin(r)))
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		r.Body = http.MaxBytesReader(w, r.Body, bodyLimit(r))
 		defer func() {
 			if p := recover(); p != nil {
 				if p == http.ErrAbortHandler {
 					panic(p)
 				}
-				i.log.Error("a request panicked", "route", r.Pattern, "panic", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+				i.log.Error("a request panicked", traced(r, "route", r.Pattern, "panic", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))...)
 				if w.status == 0 {
 					problem(w, http.StatusInternalServerError, "this is a fault of the issuer; its log says more")
 				}
@@ -162,16 +171,16 @@ func (i *Issuer) fail(w http.ResponseWriter, r *http.Request, err error) {
 		problem(w, busy.status(), busy.Error())
 	case errors.Is(err, ErrNotFound):
 		problem(w, http.StatusNotFound, err.Error())
-	case errors.Is(err, ErrExists), errors.Is(err, ErrElsewhere), errors.Is(err, ErrTooManyCredentials):
+	case errors.Is(err, ErrExists), errors.Is(err, ErrElsewhere), errors.Is(err, bus.ErrOwnRemoval), errors.Is(err, ErrTooManyCredentials):
 		problem(w, http.StatusConflict, err.Error())
 	case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
-		i.log.Warn("could not answer a request", "route", r.Pattern, "error", err)
+		i.log.Warn("could not answer a request", traced(r, "route", r.Pattern, "error", err)...)
 		w.Header().Set("Retry-After", "1")
 		problem(w, http.StatusServiceUnavailable, ErrUnavailable.Error())
 	case errors.Is(err, context.Canceled):
 		w.WriteHeader(499) // the client is gone; nobody reads this
 	default:
-		i.log.Error("a request failed", "route", r.Pattern, "error", err)
+		i.log.Error("a request failed", traced(r, "route", r.Pattern, "error", err)...)
 		problem(w, http.StatusInternalServerError, "this is a fault of the issuer; its log says more")
 	}
 }

@@ -38,6 +38,7 @@ type Bucket interface {
 	Delete(ctx context.Context, name string, revision uint64) error                         // bus.ErrConflict
 	List(ctx context.Context, filter string) ([]bus.Record, error)                          // "": all
 	Count(ctx context.Context, filter string) (int, error)
+	AtMost(ctx context.Context, filter string) (int, error)
 }
 
 // Replica is what this issuer itself has read in the log. *replica.Replica is one.
@@ -110,8 +111,11 @@ type Config struct {
 
 	OpsApart       bool           // health and metrics have a listener of their own: OpsHandler
 	TrustedProxies []netip.Prefix // whose X-Forwarded-For, -Host and -Proto are believed; none: nobody's
-	OnNewNetwork   Anomaly        // a refresh from another /24 (IPv4) or /48 (IPv6) than the session's; "": log
-	OnNewAgent     Anomaly        // a refresh with another User-Agent than the session's; "": log
+	// BackupRecipients are the age recipients for whom alone a backup is taken over TCP, and for whom one is taken where the
+	// request names nobody; none: over TCP there is none.
+	BackupRecipients []string
+	OnNewNetwork     Anomaly // a refresh from another /24 (IPv4) or /48 (IPv6) than the session's; "": log
+	OnNewAgent       Anomaly // a refresh with another User-Agent than the session's; "": log
 
 	MinPassword  int  // characters of a password that is set; 0: one
 	RefuseCommon bool // passwords that everybody tries first, or that are the user name, are not taken
@@ -122,7 +126,7 @@ type Config struct {
 	Hash           Hash // the cost of a password; zero: DefaultHash
 }
 
-// Parts are what an Issuer works on. All but Directory, Credentials, Enrolment, Feed, Trail, AuditFile, AuditKey, Logger, Registry, Fresh and Now are needed.
+// Parts are what an Issuer works on. All but AdminToken, Duty, Directory, Credentials, Overview, Enrolment, Feed, Trail, AuditFile, AuditKey, Logger, Registry, Fresh and Now are needed.
 type Parts struct {
 	Log     Log
 	Replica Replica
@@ -139,6 +143,8 @@ type Parts struct {
 	// Credentials has API keys and opaque tokens, by sub and id. nil: this issuer keeps none.
 	Credentials Bucket
 
+	// AdminToken is what AdminHandler is asked with; nil: it cannot be rotated.
+	AdminToken *AdminToken
 	// Enrolment lets agents and issuers in. nil: nobody can be.
 	Enrolment Enrolment
 	// Asker puts questions to all agents; nil: nobody can be asked.
@@ -149,16 +155,24 @@ type Parts struct {
 	// Lease gives this issuer's own lease (lease.Own.Current): without one it neither signs nor
 	// verifies (PROTOCOL 12, 17). nil: it does both for ever, for tests that have no bus.
 	Lease func() *lease.Lease
+	// Duty tells whether this issuer does what one does for all: scheduled rotation, sweeps, rechecks. nil: it does.
+	Duty Duty
 	// Sound tells whether the buckets (bus.Guard.Err) and this machine's clock (lease.Clocks.CheckIssuer) may be
 	// believed: with an error this issuer neither signs nor verifies. nil: they may.
 	Sound func() error
 	// ClockOff is how far this machine's clock is ahead of the other issuers' ticks, for the metrics; nil: 0.
 	ClockOff func() time.Duration
+	// CheckRules tells what is wrong with a set of rules, as an agent would. nil: this issuer hands none out.
+	CheckRules func(name, text string) error
 	// Clock says when that has ended; nil: lease.SystemClock.
 	Clock lease.Clock
+	// Overview tells how the rest of the fleet is, for the status and the metrics. The zero value: nobody knows.
+	Overview Overview
 	// Trail is where who did what is kept, and AuditFile a copy of it, an event a line. nil: the log alone has it.
 	Trail     Trail
 	AuditFile io.Writer
+	// Backup takes backups; nil: there are none of this issuer.
+	Backup Backup
 	// AuditKey hides names in the audit that must not be read, the same way on every issuer. nil: one of this process.
 	AuditKey []byte
 	Logger   hclog.Logger
@@ -234,9 +248,11 @@ type Issuer struct {
 	private   privateKeys
 	custom    claimTemplates
 	sealing   sealingKeys
-	amends    chan struct{}   // holds one token while nobody changes a credential
-	uses      uses            // of credentials, not written yet
-	followers atomic.Int32    // of the audit
+	amends    chan struct{} // holds one token while nobody changes a credential
+	uses      uses          // of credentials, not written yet
+	followers atomic.Int32  // of the audit
+	backingUp atomic.Bool
+	glance    glances         // at the fleet
 	turns     [256]sync.Mutex // by session: one refresh at a time in this process, so that only issuers compete
 }
 
@@ -278,6 +294,7 @@ func New(cfg Config, parts Parts) (*Issuer, error) {
 		i.audit = i.audit.With("issuer", cfg.Name)
 	}
 	i.metrics = newMetrics(parts.Registry, parts.Replica, parts.ClockOff)
+	i.registerDuty()
 	i.audits = newAuditor(&cfg, &parts, i.now, i.metrics)
 	i.hash = newHasher(cfg.Hash, parts.Directory != nil, i.metrics.hashing)
 	i.limits = newLimits(cfg.LoginLimit, cfg.SourceMultiple)
@@ -286,6 +303,7 @@ func New(cfg Config, parts Parts) (*Issuer, error) {
 	if i.custom, err = parseClaims(cfg.Claims, cfg.UserIDClaim); err != nil {
 		return nil, fmt.Errorf("building the issuer: issuer.claims: %w", err)
 	}
+	parts.Registry.MustRegister(&fleetMetrics{i})
 	i.clients = newClientLimits(cfg.LoginLimit)
 	i.amends = make(chan struct{}, 1)
 	i.amends <- struct{}{}
@@ -360,22 +378,38 @@ func (c *Config) check() error {
 }
 
 // Run keeps the ring and the sessions in order until ctx ends: it makes the first keys, rotates on
-// schedule, activates what the agents have acknowledged, closes the sessions that it reads are
-// revoked and drops the expired ones. It returns nil when all that has stopped. Call it once.
+// schedule, activates what the agents have acknowledged and drops expired sessions, all that while it has
+// the Duty; and always closes the sessions that it reads are revoked, holds the private keys that agents
+// seal to, and writes the uses that it is told. It returns nil when all that has stopped. Call it once.
 func (i *Issuer) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { i.keepRing(ctx) })
 	wg.Go(func() { i.keepSealing(ctx) })
 	wg.Go(func() { i.closeRevoked(ctx) })
-	wg.Go(func() { i.keepSwept(ctx) })
+	wg.Go(func() { i.whileOnDuty(ctx, i.keepSwept) })
 	wg.Go(func() { i.keepRechecked(ctx) })
 	wg.Go(func() { i.keepUses(ctx) })
+	if i.AdminToken != nil {
+		wg.Go(func() { i.AdminToken.Follow(ctx) })
+	}
 	wg.Wait()
 	return nil
 }
 
-// Ready tells whether this issuer can make tokens now; the error says what is missing.
+// Ready tells whether this issuer can make tokens now, and agents can have it check passwords and sessions: the log names
+// a key that they seal to. The error, an ErrUnavailable, says what is missing. It reads memory alone, and may be called at any time.
 func (i *Issuer) Ready() error {
+	if err := i.maySign(); err != nil {
+		return err
+	}
+	if i.Replica.Snapshot().Sealing == nil {
+		return fmt.Errorf("%w: the log names no key yet that agents seal to", ErrUnavailable)
+	}
+	return nil
+}
+
+// maySign tells whether this issuer can make tokens now; the error says what is missing.
+func (i *Issuer) maySign() error {
 	snap := i.Replica.Snapshot()
 	if !snap.Ready {
 		return fmt.Errorf("%w: the log has not been read yet", ErrUnavailable)

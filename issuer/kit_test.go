@@ -110,11 +110,14 @@ func feed(t testing.TB, r *replica.Replica, log replica.Log) {
 	t.Cleanup(func() { cancel(); <-done })
 }
 
-// start makes an issuer with an active key and the user alice.
+// start makes an issuer that is Ready, and the user alice.
 func start(t testing.TB, b *testBus, with ...setup) *testIssuer {
 	t.Helper()
 	ti := newIssuer(t, b, with...)
 	ti.steps(t)
+	if err := ti.StepSealing(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	addAlice(t, ti)
 	return ti
 }
@@ -285,3 +288,8 @@ func (s *syncBuffer) String() string {
 
 // position is where an issuer's replica stands.
 func (ti *testIssuer) position() bus.Position { return ti.replica.Snapshot().Position }
+
+// only lets in with this token.
+func only(token string) func(string) bool {
+	return func(presented string) bool { return presented == token }
+}

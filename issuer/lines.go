@@ -144,9 +144,9 @@ func (v *ringView) active(audience string) *ringKey {
 	return v.key(rec.KeyID)
 }
 
-// virgin tells whether no key has ever signed: then there is nobody to wait for.
+// virgin tells whether no key has ever signed here: then there is nobody to wait for.
 func (v *ringView) virgin() bool {
-	return !slices.ContainsFunc(v.keys, func(k *ringKey) bool { return k.state() != keyring.Announced })
+	return !slices.ContainsFunc(v.keys, func(k *ringKey) bool { return k.state() != keyring.Announced && !k.VerifyOnly })
 }
 
 // line is what signs, and will sign, for one audience. An asymmetric ring has one line, which is for

@@ -50,7 +50,7 @@ func (i *Issuer) admit(ctx context.Context, c Credentials) (*userRecord, uint64,
 		i.refusal(ctx, "login limited", "name_hash", i.audits.pseudonym(c.Username))
 		return nil, 0, err
 	}
-	if err := i.Ready(); err != nil {
+	if err := i.maySign(); err != nil {
 		return nil, 0, err
 	}
 	user, seq, err := i.authenticate(ctx, c)

@@ -137,6 +137,28 @@ func TestMaxSessionsCountsLiveOnes(t *testing.T) {
 	login(t, ti)
 }
 
+// unread is a bucket whose records may not be read many at once.
+type unread struct{ issuer.Bucket }
+
+func (unread) List(context.Context, string) ([]bus.Record, error) {
+	return nil, errors.New("all records are read")
+}
+func (unread) Count(context.Context, string) (int, error) {
+	return 0, errors.New("all records are read")
+}
+
+// TestLoginReadsNoOtherSessions: what a login costs does not grow with how many sessions the user has.
+func TestLoginReadsNoOtherSessions(t *testing.T) {
+	ti := start(t, newBus(), func(c *issuer.Config, p *issuer.Parts) { c.MaxSessions, p.Sessions = 3, unread{p.Sessions} })
+	for range 3 {
+		login(t, ti)
+	}
+	_, err := ti.Login(t.Context(), issuer.Credentials{Username: "alice", Password: "wonderland"})
+	if !errors.Is(err, issuer.ErrUnavailable) || !strings.Contains(err.Error(), "all records are read") {
+		t.Errorf("Login at the limit: got %v, want an error, for there the sessions have to be read", err)
+	}
+}
+
 func TestLoginLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ti := start(t, newBus(), func(c *issuer.Config, _ *issuer.Parts) { c.LoginLimit = 2 })

@@ -21,6 +21,8 @@ type metrics struct {
 	requests, renewals  *prometheus.CounterVec
 	auditLost           *prometheus.CounterVec
 	auditBroken         prometheus.Counter
+	confirmed           prometheus.Histogram
+	unconfirmed         prometheus.Counter
 }
 
 func newMetrics(reg *prometheus.Registry, replica Replica, clockOff func() time.Duration) *metrics {
@@ -38,6 +40,9 @@ func newMetrics(reg *prometheus.Registry, replica Replica, clockOff func() time.
 	}
 	m.auditLost = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sidekey_audit_lost_total", Help: "Audit events that were not written, by why."}, []string{"reason"})
 	m.auditBroken = prometheus.NewCounter(prometheus.CounterOpts{Name: "sidekey_audit_broken_total", Help: "Times that records of this issuer's were found to be gone from the audit."})
+	m.confirmed = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "sidekey_confirm_seconds", Help: "Time until what was waited for was confirmed by the whole fleet.",
+		Buckets: prometheus.ExponentialBuckets(0.002, 2.5, 12)})
+	m.unconfirmed = prometheus.NewCounter(prometheus.CounterOpts{Name: "sidekey_unconfirmed_total", Help: "Times that a wait for the fleet ended without confirmation."})
 	for _, reason := range []string{"queue", "stream", "file", "flood"} {
 		m.auditLost.WithLabelValues(reason)
 	}
@@ -50,7 +55,7 @@ func newMetrics(reg *prometheus.Registry, replica Replica, clockOff func() time.
 	for _, g := range oauthGrants {
 		m.oauthTokens.WithLabelValues(g, "ok")
 	}
-	reg.MustRegister(m.logins, m.refreshes, m.oauthTokens, m.renewals, m.basic, m.reuses, m.revocations, m.hashing, m.requests, m.auditLost, m.auditBroken,
+	reg.MustRegister(m.logins, m.refreshes, m.oauthTokens, m.renewals, m.basic, m.reuses, m.revocations, m.hashing, m.requests, m.auditLost, m.auditBroken, m.confirmed, m.unconfirmed,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_applied_seq", Help: "The log sequence that this issuer has applied."},
 			func() float64 { return float64(replica.Snapshot().Position.Seq) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sidekey_clock_off_seconds", Help: "How far this machine's clock is ahead of the other issuers' ticks; negative: behind."},

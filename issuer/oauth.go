@@ -174,7 +174,7 @@ func (i *Issuer) oauthErrorOf(w http.ResponseWriter, r *http.Request, err error)
 		return &oauthError{499, notNow, "the client is gone", false} // nobody reads this
 	}
 	// Not knowing is no denial: the client keeps its token and tries again.
-	i.log.Warn("could not answer a request", "route", r.Pattern, "error", err)
+	i.log.Warn("could not answer a request", traced(r, "route", r.Pattern, "error", err)...)
 	w.Header().Set("Retry-After", "1")
 	return &oauthError{http.StatusServiceUnavailable, notNow, ErrUnavailable.Error(), false}
 }

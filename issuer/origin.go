@@ -6,22 +6,25 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/sidekey/sidekey/bus/trace"
 )
 
 // Origin is where a request comes from, as far as that is known. The zero value is nowhere: the issuer itself.
 type Origin struct {
-	Address   string // of the client; without a port
-	UserAgent string // as the client names itself, 256 bytes at most: to be shown, never to be believed
-	Host      string // that the client asked for, with a port where it named one
-	Secure    bool   // it came by TLS, to here or to a trusted proxy
-	Actor     string // who acts, of an admin's call: "admin token", "unix socket"; else ""
+	Address   string       // of the client; without a port
+	UserAgent string       // as the client names itself, 256 bytes at most: to be shown, never to be believed
+	Host      string       // that the client asked for, with a port where it named one
+	Secure    bool         // it came by TLS, to here or to a trusted proxy
+	Actor     string       // who acts, of an admin's call: "admin token", "unix socket"; else ""
+	Trace     trace.Parent // as the client says: to be logged, never to be believed
 }
 
 type originKey struct{}
 
 // WithOrigin gives a context that says where what is done in it was asked for.
 func WithOrigin(ctx context.Context, o Origin) context.Context {
-	return context.WithValue(ctx, originKey{}, o)
+	return context.WithValue(trace.With(ctx, o.Trace), originKey{}, o)
 }
 
 // originOf is where what is done in ctx was asked for.
@@ -43,7 +46,7 @@ const maxUserAgent = 256
 // requestOrigin reads a request's origin.
 func (i *Issuer) requestOrigin(r *http.Request) Origin {
 	agent := printableOnly(strings.ToValidUTF8(r.UserAgent(), ""))
-	o := Origin{Address: clientAddress(r), UserAgent: agent[:min(len(agent), maxUserAgent)], Host: r.Host, Secure: r.TLS != nil}
+	o := Origin{Address: clientAddress(r), UserAgent: agent[:min(len(agent), maxUserAgent)], Host: r.Host, Secure: r.TLS != nil, Trace: trace.Parse(r.Header.Values(trace.Field)...)}
 	if i.trustedProxy(o.Address) {
 		i.forwarded(&o, r.Header)
 	}
@@ -99,6 +102,11 @@ func (i *Issuer) refusal(ctx context.Context, what string, pairs ...any) {
 	i.audits.note(ctx, what, Refused, pairs)
 }
 
+// traced adds a request's trace to the pairs of a log line.
+func traced(r *http.Request, pairs ...any) []any {
+	return append(pairs, trace.Parse(r.Header.Values(trace.Field)...).Pairs()...)
+}
+
 func (o Origin) pairs() []any {
 	var pairs []any
 	for _, p := range [][2]string{{"address", o.Address}, {"user_agent", o.UserAgent}, {"actor", o.Actor}} {
@@ -106,5 +114,5 @@ func (o Origin) pairs() []any {
 			pairs = append(pairs, p[0], p[1])
 		}
 	}
-	return pairs
+	return append(pairs, o.Trace.Pairs()...)
 }

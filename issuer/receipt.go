@@ -56,6 +56,7 @@ func (i *Issuer) Await(ctx context.Context, pos bus.Position, timeout time.Durat
 		r.Elapsed = time.Since(began)
 		left := timeout - r.Elapsed
 		if r.Confirmed || left <= 0 {
+			i.metrics.waited(r, timeout)
 			return r, nil
 		}
 		if next := time.Duration(r.NextMS+1) * time.Millisecond; r.NextMS > 0 {

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// keepRechecked asks the Directory again and again for the users with open sessions, by one issuer at a time, until ctx ends. So a
+// keepRechecked asks the Directory again and again for the users with open sessions, by the issuer that has the Duty, until ctx ends; each keeps
+// the time, so that whoever takes over asks within one RecheckEvery. So a
 // user who is disabled there loses their tokens at every agent without refreshing, and without anybody telling this issuer.
 func (i *Issuer) keepRechecked(ctx context.Context) {
 	if i.Directory == nil || i.cfg.RecheckEvery == 0 {
@@ -20,10 +21,17 @@ func (i *Issuer) keepRechecked(ctx context.Context) {
 			t.Stop()
 			return
 		}
-		if i.Ready() != nil || !i.takeTurn(ctx, "recheck", i.cfg.RecheckEvery) {
+		if i.maySign() != nil {
 			continue
 		}
-		if err := i.Recheck(ctx); err != nil && ctx.Err() == nil {
+		mine, stop, held := i.onDuty(ctx)
+		if !held {
+			stop()
+			continue
+		}
+		err := i.Recheck(mine)
+		stop()
+		if err != nil && ctx.Err() == nil {
 			i.log.Warn("could not recheck the users with open sessions, trying again later", "error", err)
 		}
 	}

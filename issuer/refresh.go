@@ -247,7 +247,7 @@ func (i *Issuer) check(ctx context.Context, token string) error {
 		return err
 	}
 	if err != nil && p.Accept != "" {
-		return nil // nobody has used it
+		return i.refuseUsedBefore(ctx, p) // else nobody has used it
 	}
 	if err != nil || i.revoked(s) || s.Closed != 0 || p.Claims.Gen < s.Gen {
 		return keyring.Deny(keyring.Revoked, p.KeyID, errors.New("the refresh token is used, or its session has ended"))

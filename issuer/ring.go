@@ -12,30 +12,38 @@ import (
 // stepApart is the pause after a look at the ring: every acknowledgement of a large fleet is a change.
 const stepApart = 20 * time.Millisecond
 
-// keepRing looks at the ring whenever something has changed, and once a second, until ctx ends.
+// keepRing looks at the ring whenever something has changed, and once a second, until ctx ends. Without the Duty it only
+// watches, so that it knows how long a key has signed nothing when it takes over.
 func (i *Issuer) keepRing(ctx context.Context) {
 	for {
 		replicaChanged, fleetChanged := i.Replica.Changed(), i.Fleet.Changed()
-		wrote, err := i.tryStep(ctx)
+		dutyChanged, step := i.dutyChanged(), i.tryStep
+		if !i.OnDuty() {
+			step = i.watchRing
+		}
+		wrote, err := step(ctx)
 		if err != nil && ctx.Err() == nil {
 			i.log.Warn("could not bring the ring on, trying again", "error", err)
 		}
 		if wrote && err == nil {
 			continue
 		}
-		if awaitAny(ctx, time.Second, replicaChanged, fleetChanged) != nil || awaitAny(ctx, stepApart, nil, nil) != nil {
+		if awaitAny(ctx, time.Second, replicaChanged, fleetChanged, dutyChanged) != nil || awaitAny(ctx, stepApart) != nil {
 			return
 		}
 	}
 }
 
 // awaitAny waits for a change, or for d; its error is ctx's.
-func awaitAny(ctx context.Context, d time.Duration, one, other <-chan struct{}) error {
+func awaitAny(ctx context.Context, d time.Duration, changes ...<-chan struct{}) error {
+	var of [3]<-chan struct{} // nil: never
+	copy(of[:], changes)
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
-	case <-one:
-	case <-other:
+	case <-of[0]:
+	case <-of[1]:
+	case <-of[2]:
 	case <-t.C:
 	case <-ctx.Done():
 		return ctx.Err()
@@ -50,6 +58,24 @@ func awaitAny(ctx context.Context, d time.Duration, one, other <-chan struct{}) 
 func (i *Issuer) Step(ctx context.Context) error {
 	_, err := i.tryStep(ctx)
 	return err
+}
+
+// watchRing notes which keys have signed nothing since when, and writes nothing.
+func (i *Issuer) watchRing(ctx context.Context) (wrote bool, err error) {
+	if !i.Replica.Snapshot().Ready {
+		return false, nil
+	}
+	v, err := i.view(ctx, i.cfg.Alg)
+	if err != nil {
+		return false, err
+	}
+	used := inLines(v.lines(v.alg, i.bitsOf(v.alg)))
+	for _, k := range v.keys {
+		if k.state() == keyring.Active {
+			i.superseded(k.KeyID, !used[k.KeyID], v.now)
+		}
+	}
+	return false, nil
 }
 
 // tryStep is Step, and tells whether it has written something.
@@ -144,14 +170,7 @@ func (i *Issuer) announced(ctx context.Context, v *ringView, k *ringKey) (*Recei
 // every issuer has stopped signing with them (PROTOCOL 17), retiring ones retired once all that they
 // signed has expired, and announced ones that will never sign retired at once.
 func (i *Issuer) retire(ctx context.Context, v *ringView, lines []line) (bool, error) {
-	used := make(map[string]bool)
-	for _, l := range lines {
-		for _, k := range []*ringKey{l.active, l.next, l.standby} {
-			if k != nil {
-				used[k.KeyID] = true
-			}
-		}
-	}
+	used := inLines(lines)
 	for _, k := range v.keys {
 		if k.state() == keyring.Active {
 			idle := i.superseded(k.KeyID, !used[k.KeyID], v.now)
@@ -170,6 +189,19 @@ func (i *Issuer) retire(ctx context.Context, v *ringView, lines []line) (bool, e
 		}
 	}
 	return false, nil
+}
+
+// inLines gives the keys that sign, or are to.
+func inLines(lines []line) map[string]bool {
+	used := make(map[string]bool)
+	for _, l := range lines {
+		for _, k := range []*ringKey{l.active, l.next, l.standby} {
+			if k != nil {
+				used[k.KeyID] = true
+			}
+		}
+	}
+	return used
 }
 
 // superseded is when this process first saw that an active key signs nothing any more.

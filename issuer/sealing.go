@@ -46,15 +46,18 @@ type sealingKeys struct {
 // newest, until ctx ends.
 func (i *Issuer) keepSealing(ctx context.Context) {
 	for {
-		done, err := i.stepSealing(ctx)
-		if err != nil && ctx.Err() == nil {
+		wait, changed := sealingAgain, i.Replica.Changed()
+		switch done, err := i.stepSealing(ctx); {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
 			i.log.Warn("could not see to the key that agents seal to, trying again", "error", err)
+			changed = nil
+		case done:
+			wait, changed = sealingLook, nil
 		}
-		wait := sealingLook
-		if !done {
-			wait = sealingAgain
-		}
-		if awaitAny(ctx, wait, nil, nil) != nil {
+		// What is not done waits for the log to be read, or for another issuer: nobody is Ready until then.
+		if awaitAny(ctx, wait, changed) != nil || awaitAny(ctx, stepApart) != nil {
 			return
 		}
 	}

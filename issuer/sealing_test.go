@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sidekey/sidekey/bus"
@@ -114,6 +116,55 @@ func TestSealingKey(t *testing.T) {
 			t.Error("a private sealing key is in the log")
 		}
 	}
+}
+
+// TestReadyNamesSealingKey: who is Ready has told the agents what they seal passwords and sessions to. It does as soon as it may write.
+func TestReadyNamesSealingKey(t *testing.T) {
+	b := newBus()
+	ti := newIssuer(t, b)
+	ti.steps(t)
+	if err := ti.Ready(); !errors.Is(err, issuer.ErrUnavailable) || !strings.Contains(err.Error(), "seal") {
+		t.Errorf("Ready with a key that signs, and none to seal to: got %v, want ErrUnavailable that says so", err)
+	}
+	addAlice(t, ti)
+	login(t, ti) // tokens do not wait for it
+	if err := ti.StepSealing(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := ti.Ready(); err != nil {
+		t.Errorf("Ready: got %v", err)
+	}
+}
+
+// TestSealingKeyAtOnce: an issuer that may not write yet names its sealing key with the entry that shows it may, not at its next look.
+func TestSealingKeyAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var sound atomic.Bool
+		b := newBus()
+		ti := newIssuer(t, b, func(_ *issuer.Config, p *issuer.Parts) {
+			p.Sound = func() error {
+				if sound.Load() {
+					return nil
+				}
+				return errors.New("no tick yet")
+			}
+		})
+		ti.run(t)
+		synctest.Wait()
+		if s := ti.replica.Snapshot().Sealing; s != nil {
+			t.Fatal("it wrote though it may not")
+		}
+		time.Sleep(300 * time.Millisecond)
+		sound.Store(true)
+		if _, err := b.log.Append(t.Context(), &bus.Tick{Time: time.Now().UnixMilli(), Issuer: "issuer-2", Chain: make([]byte, 32)}); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		namedKey(t, ti.replica, "")
+		if took := time.Since(began); took > 100*time.Millisecond { // of the bubble's clock: it depends on no machine
+			t.Errorf("the key was named %s after the issuer might", took)
+		}
+	})
 }
 
 // sealings counts the entries of sealing keys.

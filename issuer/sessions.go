@@ -199,7 +199,7 @@ func (i *Issuer) ListSessions(ctx context.Context, sub string) ([]Session, error
 // many of them that the answer can matter.
 func (i *Issuer) countLive(ctx context.Context, sub string) (int, error) {
 	filter := bus.Under(sub)
-	n, err := i.Sessions.Count(ctx, filter)
+	n, err := i.Sessions.AtMost(ctx, filter)
 	if err != nil {
 		return 0, unavailable("counting the sessions of", sub, err)
 	}

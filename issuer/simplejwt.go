@@ -169,7 +169,7 @@ func (i *Issuer) failSimple(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("WWW-Authenticate", wwwBearer)
 		writeJSON(w, http.StatusUnauthorized, detail{"No active account found for the given token."})
 	case errors.Is(err, ErrClaims): // the operator's to mend, not the client's to repeat
-		i.log.Error("could not make a user's tokens", "route", r.Pattern, "error", err)
+		i.log.Error("could not make a user's tokens", traced(r, "route", r.Pattern, "error", err)...)
 		writeJSON(w, http.StatusInternalServerError, detail{"No token can be made for this user; the issuer's log says why."})
 	case errors.Is(err, errBlacklisted):
 		writeJSON(w, http.StatusBadRequest, map[string][]string{nonFieldErrors: {errBlacklisted.Error()}})
@@ -188,7 +188,7 @@ func (i *Issuer) failSimple(w http.ResponseWriter, r *http.Request, err error) {
 		w.WriteHeader(499) // the client is gone; nobody reads this
 	default:
 		// Not knowing is no denial: the client keeps its token and tries again.
-		i.log.Warn("could not answer a request", "route", r.Pattern, "error", err)
+		i.log.Warn("could not answer a request", traced(r, "route", r.Pattern, "error", err)...)
 		w.Header().Set("Retry-After", "1")
 		writeJSON(w, http.StatusServiceUnavailable, detail{"The issuer cannot answer now; try again."})
 	}

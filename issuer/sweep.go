@@ -2,7 +2,6 @@ package issuer
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"math"
 	"time"
@@ -83,10 +82,11 @@ func (i *Issuer) sweepPause() time.Duration {
 	return min(max(i.cfg.AccessLifetime/3, 10*time.Second), 5*time.Minute)
 }
 
-// keepSwept sweeps until ctx ends, by one issuer at a time.
+// keepSwept sweeps, at once and then every sweepPause, until ctx ends. One issuer does at a time, and two do no harm: each record
+// is dropped, closed and mended by compare-and-set on the revision that was judged.
 func (i *Issuer) keepSwept(ctx context.Context) {
 	for {
-		if i.Replica.Snapshot().Ready && i.takeTurn(ctx, "sweep", i.sweepPause()) {
+		if i.Replica.Snapshot().Ready {
 			if err := i.Sweep(ctx); err != nil && ctx.Err() == nil {
 				i.log.Warn("could not sweep the sessions, trying again later", "error", err)
 			}
@@ -102,29 +102,6 @@ func (i *Issuer) keepSwept(ctx context.Context) {
 			return
 		}
 	}
-}
-
-// turnRecord is when somebody last took the turn to sweep or to recheck, in the bucket "keys" under bus.Name("sweep") or
-// bus.Name("recheck"): {"until":1767225900}.
-type turnRecord struct {
-	Until int64 `json:"until"` // NumericDate: nobody else before that
-}
-
-// takeTurn claims, by compare-and-set, what one issuer at a time does every so often; false: another has.
-func (i *Issuer) takeTurn(ctx context.Context, what string, every time.Duration) bool {
-	name, now := bus.Name(what), i.now()
-	next := encode(turnRecord{Until: now.Add(every / 2).Unix()})
-	r, err := i.Keys.Get(ctx, name)
-	if errors.Is(err, bus.ErrNotFound) {
-		_, err = i.Keys.Create(ctx, name, next)
-		return err == nil
-	}
-	var held turnRecord
-	if err != nil || json.Unmarshal(r.Value, &held) != nil || held.Until > now.Unix() {
-		return false
-	}
-	_, err = i.Keys.Update(ctx, name, next, r.Revision)
-	return err == nil
 }
 
 // Sweep drops the records of sessions that have expired, closes those that are revoked but open,

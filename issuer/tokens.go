@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"time"
 
@@ -41,7 +42,7 @@ func (i *Issuer) Sign(ctx context.Context, typ keyring.TokenType, c keyring.Clai
 // signer gives the key that signs for an audience now: the one that this issuer's own replica shows
 // active, and none before that has been read (PROTOCOL 16).
 func (i *Issuer) signer(ctx context.Context, audience string) (*keyring.Key, error) {
-	if err := i.Ready(); err != nil {
+	if err := i.maySign(); err != nil {
 		return nil, err
 	}
 	rec, ok := i.Replica.Snapshot().Ring.ActiveFor(audience)
@@ -163,17 +164,32 @@ func (i *Issuer) proveRefresh(ctx context.Context, token string) (*keyring.Token
 	if err != nil {
 		return nil, nil, err
 	}
+	t, err := i.verifyRefresh(rr, token, now)
+	if keyring.ReasonOf(err) == keyring.UnknownKey {
+		// Another issuer may have made a new key since: read the record again, a second apart at most.
+		if rr, err = i.refreshRing(ctx, now.Add(-time.Second)); err != nil {
+			return nil, nil, err
+		}
+		t, err = i.verifyRefresh(rr, token, now)
+	}
+	if reason := keyring.ReasonOf(err); reason == keyring.Expired || reason == keyring.NotYetValid {
+		if off := errors.Join(i.sound(), i.vouch()()); off != nil { // its clock may be what is wrong, and a 401 logs the user out
+			return nil, nil, fmt.Errorf("%w: %w", ErrUnavailable, off)
+		}
+	}
+	return t, rr, err
+}
+
+// verifyRefresh forgives a token that another issuer has made by a clock that is ahead of this one's: what it is good for says
+// the record of its session.
+func (i *Issuer) verifyRefresh(rr *refreshRing, token string, now time.Time) (*keyring.Token, error) {
 	want := keyring.Expect{Type: keyring.RefreshToken, Audiences: []string{i.cfg.URL}, Leeway: i.cfg.Leeway, Now: now}
 	t, err := rr.ring.Verify(token, want)
-	if keyring.ReasonOf(err) != keyring.UnknownKey {
-		return t, rr, err
+	if keyring.ReasonOf(err) != keyring.NotYetValid {
+		return t, err
 	}
-	// Another issuer may have made a new key since: read the record again, a second apart at most.
-	if rr, err = i.refreshRing(ctx, now.Add(-time.Second)); err != nil {
-		return nil, nil, err
-	}
-	t, err = rr.ring.Verify(token, want)
-	return t, rr, err
+	want.Now = now.Add(clockSkew)
+	return rr.ring.Verify(token, want)
 }
 
 // newID gives a jti: 128 random bits.

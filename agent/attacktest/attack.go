@@ -89,6 +89,11 @@ type Attack struct {
 
 	Status int    // of an agent that is told the request as it is
 	Word   string // the reason, or at 200 the scheme: X-Auth-Method
+	// Merged is the reason, at 401, of an agent that is told fields of one name as one, with commas between them (Envoy's map
+	// over gRPC): it cannot see that there were two. "": it says what another says.
+	Merged string
+	// Unsaid is why that map cannot tell of the attack, "": it can. Then the agent judges another request than the service gets.
+	Unsaid string
 	// As is whom the request may come from, in the upstream's eyes, as its credential says; "": nobody.
 	As string
 }
@@ -144,3 +149,9 @@ func (a *Attack) Request(s *Scene) []byte {
 func (a *Attack) Carried() bool {
 	return a.Host != noHost && !strings.ContainsFunc(a.Method+a.Target+a.Host+strings.Join(a.Header, ""), func(c rune) bool { return c < ' ' || c == 0x7f })
 }
+
+// Path gives an attack's target as it is on the scene.
+func (s *Scene) Path(a *Attack) string { return a.played(s).Target }
+
+// Hostname gives its host, likewise.
+func (s *Scene) Hostname(a *Attack) string { return a.played(s).Host }

@@ -21,6 +21,8 @@ type AgentConfig struct {
 	Now     func() time.Time
 	Proxy   *bustest.Proxy // nil: one of its own
 	Direct  bool           // no proxy at all
+	Bare    bool           // nothing on the disk
+	Shared  *bus.Conn      // nil: a connection of its own; that of an issuer serves many
 }
 
 // Agent is an agent's process, whole but for HTTP.
@@ -42,16 +44,12 @@ func (f *Fleet) Agent(name string, cfg AgentConfig) *Agent {
 	cfg.fill(f)
 	a := &Agent{Fleet: f, AgentConfig: cfg, AgentName: name}
 	key := f.member(name)
-	a.Conn = a.connect()
+	if a.Conn = cfg.Shared; a.Conn == nil {
+		a.Conn = a.connect()
+		a.stop = append(a.stop, a.Conn.Close)
+	}
 	reader := bus.NewReader(a.Conn, f.Bus.Authority.Public())
-	store, err := replica.OpenStore(cfg.Dir, f.Bus.Authority.Public())
-	if err != nil {
-		f.Fatal(err)
-	}
-	a.Replica = replica.New(replica.Config{Journal: store.Journal, Logger: Logger(f)})
-	if _, err := store.Restore(a.Replica); err != nil {
-		f.Logf("agent %s: %v", name, err)
-	}
+	keep := a.restore()
 	hc := lease.HolderConfig{Agent: name, Length: cfg.Length, Mode: cfg.Mode, Clock: cfg.Clock}
 	if cfg.Runtime != "" {
 		file, err := lease.OpenFile(cfg.Runtime, name)
@@ -65,6 +63,7 @@ func (f *Fleet) Agent(name string, cfg AgentConfig) *Agent {
 	renewer := lease.NewRenewer(lease.Renewer{
 		Holder: a.Holder, Agent: name, Key: key, Authority: f.Bus.Authority.Public(), Line: a.Conn, Applied: a.Replica, Clock: cfg.Clock, Logger: Logger(f),
 	})
+	var err error
 	a.Agent, err = agent.New(agent.Config{Name: name, Leeway: 5 * time.Second}, agent.Parts{
 		Replica: a.Replica, Leases: a.Holder, Clock: cfg.Clock, Now: cfg.Now, Hurry: renewer.Hurry, Run: a.Holder.Run(),
 	})
@@ -73,13 +72,30 @@ func (f *Fleet) Agent(name string, cfg AgentConfig) *Agent {
 	}
 	run := running(f,
 		func(ctx context.Context) { a.Replica.Follow(ctx, reader) },
-		func(ctx context.Context) {
-			store.Keep(ctx, a.Replica, func(err error) { f.Logf("agent %s: %v", name, err) })
-		},
-		renewer.Renew, renewer.Acknowledge)
-	a.stop = append([]func(){run, a.Conn.Close, func() { store.Close() }, func() { a.Agent.Close() }}, a.stop...)
+		keep, renewer.Renew, renewer.Acknowledge)
+	a.stop = append([]func(){run, func() { a.Agent.Close() }}, a.stop...)
 	f.Cleanup(a.Stop)
 	return a
+}
+
+// restore makes the replica, of what is on the disk, and gives what keeps that.
+func (a *Agent) restore() (keep func(context.Context)) {
+	a.Helper()
+	if a.Bare {
+		a.Replica = replica.New(replica.Config{Logger: Logger(a)})
+		return func(context.Context) {}
+	}
+	store, err := replica.OpenStore(a.Dir, a.Bus.Authority.Public())
+	if err != nil {
+		a.Fatal(err)
+	}
+	a.Replica = replica.New(replica.Config{Journal: store.Journal, Logger: Logger(a)})
+	failed := func(err error) { a.Logf("agent %s: %v", a.AgentName, err) }
+	if _, err := store.Restore(a.Replica); err != nil {
+		failed(err)
+	}
+	a.stop = append(a.stop, func() { store.Close() })
+	return func(ctx context.Context) { store.Keep(ctx, a.Replica, failed) }
 }
 
 func (c *AgentConfig) fill(f *Fleet) {
@@ -89,21 +105,21 @@ func (c *AgentConfig) fill(f *Fleet) {
 	if c.Mode == "" {
 		c.Mode = lease.Refuse
 	}
-	if c.Dir == "" {
+	if c.Dir == "" && !c.Bare {
 		c.Dir = f.TempDir()
 	}
 	if c.Clock == nil {
 		c.Clock = lease.SystemClock
 	}
-	if c.Proxy == nil && !c.Direct {
-		c.Proxy = bustest.NewProxy(f, f.Bus.Server.URL())
+	if c.Proxy == nil && !c.Direct && c.Shared == nil {
+		c.Proxy = f.proxy()
 	}
 }
 
 // connect does not wait: an agent starts while the bus is away.
 func (a *Agent) connect() *bus.Conn {
 	a.Helper()
-	url := a.Bus.Server.URL()
+	url := a.Bus.URL()
 	if !a.Direct {
 		url = a.Proxy.URL()
 	}

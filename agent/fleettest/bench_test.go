@@ -69,7 +69,7 @@ func coldStart(b *testing.B, f *fleettest.Fleet, revocations int) {
 }
 
 // imageOf writes a checkpoint with so many revocations where the issuer stands.
-func imageOf(b *testing.B, i *fleettest.Issuer, revocations int) []byte {
+func imageOf(b testing.TB, i *fleettest.Issuer, revocations int) []byte {
 	b.Helper()
 	all := replica.New(replica.Config{})
 	img, at, err := i.Replica.Image()

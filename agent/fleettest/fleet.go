@@ -39,8 +39,16 @@ type Fleet struct {
 // Start starts a bus without issuers and agents.
 func Start(t testing.TB) *Fleet {
 	t.Helper()
-	return &Fleet{TB: t, Bus: bustest.Start(t), Key: keyringtest.RSA(t), members: make(map[string]ed25519.PrivateKey)}
+	return StartOn(t, bustest.Start(t))
 }
+
+// StartOn is Start on a bus that is there.
+func StartOn(t testing.TB, b *bustest.Bus) *Fleet {
+	t.Helper()
+	return &Fleet{TB: t, Bus: b, Key: keyringtest.RSA(t), members: make(map[string]ed25519.PrivateKey)}
+}
+
+func (f *Fleet) proxy() *bustest.Proxy { f.Helper(); return bustest.NewProxy(f, f.Bus.URL()) }
 
 // member gives an agent's key, and enrols it where it is not.
 func (f *Fleet) member(name string) ed25519.PrivateKey {
@@ -94,10 +102,10 @@ type Issuer struct {
 // Issuer starts one, with clocks of its own (nil: the machine's), and lets the log have the fleet's key.
 func (f *Fleet) Issuer(name string, clock lease.Clock) *Issuer {
 	f.Helper()
-	i := &Issuer{Fleet: f, IssuerName: name, Run: name + "-run", Ledger: lease.NewLedger(clock), Proxy: bustest.NewProxy(f, f.Bus.Server.URL())}
+	i := &Issuer{Fleet: f, IssuerName: name, Run: name + "-run", Ledger: lease.NewLedger(clock), Proxy: f.proxy()}
 	conn := f.Bus.Via(i.Proxy).Connect(f)
 	var err error
-	if i.Log, err = bus.OpenLog(f.Context(), conn, bus.LogConfig{Authority: f.Bus.Authority, Issuer: name}); err != nil {
+	if i.Log, err = bus.OpenLog(f.Context(), conn, bus.LogConfig{Authority: f.Bus.Authority, Issuer: name, Replicas: f.Bus.Replicas()}); err != nil {
 		f.Fatal(err)
 	}
 	books := &lease.Bookkeeper{

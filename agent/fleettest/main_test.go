@@ -4,10 +4,13 @@ import (
 	"flag"
 	"os"
 	"testing"
+
+	"github.com/sidekey/sidekey/bus/bustest"
 )
 
 // TestMain lets more of these tests run at once than there are processors: they mostly wait.
 func TestMain(m *testing.M) {
+	bustest.Main()
 	flag.Parse()
 	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
 		flag.Set("test.parallel", "8") //nolint:errcheck // it is a number

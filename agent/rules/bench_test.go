@@ -61,3 +61,39 @@ func BenchmarkCanonical(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkReadSet reads sets of 64 KiB as the log hands them out: for so long a revocation behind one waits. The forms are
+// the slowest that were found.
+func BenchmarkReadSet(b *testing.B) {
+	nested := "true" // as deep as may be
+	for n := range 14 {
+		nested = fmt.Sprintf("[1].all(x%d,%s)", n, nested)
+	}
+	for _, c := range []struct{ name, when string }{
+		{"ordinary", `request.params.id == principal.subject || "staff" in principal.roles`},
+		{"short", "true"},
+		{"nested", nested},
+		{"macros", strings.Repeat("[1].all(x,x==1)&&", 60) + "true"},
+		{"brackets", strings.Repeat("[", 14) + strings.Repeat("]", 14) + "==[]"},
+		{"maps", strings.Repeat("{1:", 14) + "1" + strings.Repeat("}", 14) + "=={}"},
+		{"regular", `"".matches('.{230}')`},
+		{"regulars", strings.Repeat(`"".matches('.{230}')||`, 150) + "true"},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			var text strings.Builder
+			for n := 0; ; n++ {
+				rule := fmt.Sprintf("[[rules]]\nname=\"%d\"\npaths=[\"/%d\"]\nwhen=\"\"\"%s\"\"\"\n", n, n, c.when)
+				if text.Len()+len(rule) > 64<<10 {
+					break
+				}
+				text.WriteString(rule)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := rules.ParseSet("base", text.String(), rules.Options{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

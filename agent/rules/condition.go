@@ -18,6 +18,15 @@ const costLimit = 20_000
 // maxExpression is how long an expression may be, in bytes.
 const maxExpression = 4096
 
+// What one expression may hold, so that no text of rules takes long to read: the checker takes the fourth power of the depth of
+// a type, and two hundred brackets took it minutes. A set that the log hands out is read between two entries, and revocations
+// wait behind it (BenchmarkReadSet).
+const (
+	maxDepth = 16   // of brackets, and of members and operators in a row
+	maxNodes = 1000 // after macros were expanded
+	maxRegex = 250  // instructions of a regular expression's program, also of one that is made while it is evaluated
+)
+
 // environment is what an expression may name. Names are typed, so that a misspelt one is an error when a rule is loaded.
 var environment = must(cel.NewEnv(
 	cel.Variable("request.method", cel.StringType),
@@ -37,6 +46,7 @@ var environment = must(cel.NewEnv(
 	cel.Variable("claims", cel.MapType(cel.StringType, cel.DynType)),
 	cel.Variable("now", cel.TimestampType),
 	cel.DefaultUTCTimeZone(true),
+	cel.ParserRecursionLimit(maxDepth), cel.ExpressionNodeLimit(maxNodes), cel.RegexProgramSizeLimit(maxRegex),
 	ext.Network(), // ip(), cidr()
 ))
 

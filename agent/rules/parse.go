@@ -55,10 +55,11 @@ type definition struct {
 type Options struct {
 	// Authenticators are the schemes that there are; a rule that names another is refused. nil: any name passes.
 	Authenticators []string
+	// Only refuses what is not a rule. Else other tables are not looked at: a configuration holds them too.
+	Only bool
 }
 
-// Parse reads the [[rules]] of a TOML document; file is its name, for errors. Other tables are not looked at: a
-// configuration holds them too. A document without rules gives an empty Set, which allows nothing. The error names file,
+// Parse reads the [[rules]] of a TOML document; file is its name, for errors. A document without rules gives an empty Set, which allows nothing. The error names file,
 // line and what is wrong with the first rule that cannot be meant.
 func Parse(file string, data []byte, opt Options) (*Set, error) {
 	if len(data) > maxFile {
@@ -90,7 +91,7 @@ func Parse(file string, data []byte, opt Options) (*Set, error) {
 		names[rule.Name], rule.Line = at, at
 		s.add(rule)
 	}
-	if err := unknownMembers(file, md); err != nil {
+	if err := unknownMembers(file, md, opt.Only); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -118,8 +119,11 @@ func (s *Set) add(rule *Rule) {
 }
 
 // unknownMembers refuses a member of a rule that nothing reads: misspelt, it would leave the rule open.
-func unknownMembers(file string, md toml.MetaData) error {
+func unknownMembers(file string, md toml.MetaData, only bool) error {
 	for _, key := range md.Undecoded() {
+		if only && key[0] != "rules" {
+			return fmt.Errorf("%s: unknown member %q; a set that is handed out holds [[rules]] and nothing else, for every agent reads it", file, strings.Join(key, "."))
+		}
 		if len(key) > 1 && key[0] == "rules" {
 			return fmt.Errorf("%s: unknown member %q of a rule; there are name, hosts, methods, paths, authenticators, allow, require, when, encoded_slash and cors_preflight", file, strings.Join(key[1:], "."))
 		}

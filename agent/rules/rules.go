@@ -78,6 +78,7 @@ const (
 type Rule struct {
 	Name string
 	Line string // where it stands: "rules.toml:14"
+	Set  string // that the log hands out and that it is of; "": a file of this host
 
 	hosts          []string
 	methods        []string // none: any
@@ -150,12 +151,16 @@ func PlainMethod(method string) bool {
 
 // preflightRule is the rule for the preflight of what rule is for: a browser sends no credential with one.
 func preflightRule(rule *Rule) *Rule {
-	return &Rule{Name: rule.Name, Line: rule.Line, anyone: true}
+	return &Rule{Name: rule.Name, Line: rule.Line, Set: rule.Set, anyone: true}
 }
 
-// preflight gives the method that a CORS preflight asks for, "" for any other request.
+// preflight gives the method that a CORS preflight asks for, "" for any other request. A list of origins is no browser's: two
+// fields, which a proxy has made one.
 func preflight(r *Request) string {
-	if r.Method != "OPTIONS" || r.Header == nil || r.Header("Origin") == "" {
+	if r.Method != "OPTIONS" || r.Header == nil {
+		return ""
+	}
+	if origin := r.Header("Origin"); origin == "" || strings.ContainsAny(origin, ", ") {
 		return ""
 	}
 	return r.Header("Access-Control-Request-Method")

@@ -108,3 +108,6 @@ func (b *Bucket) Count(ctx context.Context, filter string) (int, error) {
 	recs, err := b.List(ctx, filter)
 	return len(recs), err
 }
+
+// AtMost is *bus.Bucket's.
+func (b *Bucket) AtMost(ctx context.Context, filter string) (int, error) { return b.Count(ctx, filter) }

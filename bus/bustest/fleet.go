@@ -41,9 +41,14 @@ func (f *Fleet) Tell(name string, audiences ...string) {
 
 // Claim lets an agent tell that it serves audiences, whether it may or not.
 func (f *Fleet) Claim(name string, audiences ...string) {
-	status, err := json.Marshal(map[string]any{"agent": name, "audiences": append([]string{}, audiences...)})
+	f.Says(name, map[string]any{"agent": name, "audiences": append([]string{}, audiences...)})
+}
+
+// Says gives an agent a status of these members.
+func (f *Fleet) Says(name string, members map[string]any) {
+	status, err := json.Marshal(members)
 	if err != nil {
-		panic(err) // strings always marshal
+		panic(err) // what tests put there marshals
 	}
 	f.change(func() {
 		a := f.agents[name]

@@ -26,6 +26,8 @@ type Bus struct {
 	revoked   string
 	enrolment *bus.Enrolment
 	via       *Proxy
+	urls      []string // of servers in processes of their own: see StartApart
+	replicas  int
 }
 
 // Via is the same bus, reached through a proxy by whatever is connected with it. Stop and Restart
@@ -36,9 +38,16 @@ func (b *Bus) Via(p *Proxy) *Bus {
 	return &through
 }
 
-func (b *Bus) url() string {
+// Replicas is how many each stream and bucket has.
+func (b *Bus) Replicas() int { return max(b.replicas, 1) }
+
+// URL is where the bus listens; of a cluster, the first server's address.
+func (b *Bus) URL() string {
 	if b.via != nil {
 		return b.via.URL()
+	}
+	if len(b.urls) > 0 {
+		return b.urls[0]
 	}
 	return strings.NewReplacer("0.0.0.0", "127.0.0.1", "[::]", "127.0.0.1").Replace(b.Server.URL())
 }
@@ -104,7 +113,7 @@ func (b *Bus) Forget(t testing.TB) {
 
 // CA is that of the server's certificate; nil on loopback, where it has none.
 func (b *Bus) CA() []byte {
-	if strings.HasPrefix(b.Server.URL(), "tls://") {
+	if strings.HasPrefix(b.URL(), "tls://") && b.via == nil || b.Server != nil && strings.HasPrefix(b.Server.URL(), "tls://") {
 		return b.Keys.CAPEM()
 	}
 	return nil
@@ -136,7 +145,7 @@ func (b *Bus) Agent(t testing.TB, name string) *bus.User {
 // Connect connects over TCP with an issuer's credential; it is closed with the test.
 func (b *Bus) Connect(t testing.TB) *bus.Conn {
 	t.Helper()
-	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, CA: b.CA(), User: b.Issuer(t), Name: "issuer", Logger: logger(t)})
+	return connect(t, bus.ConnectConfig{URLs: []string{b.URL()}, CA: b.CA(), User: b.Issuer(t), Name: "issuer", Logger: logger(t)})
 }
 
 // ConnectAgent connects over TCP with the credential of an agent, by default of the name "agent"; it
@@ -144,7 +153,7 @@ func (b *Bus) Connect(t testing.TB) *bus.Conn {
 func (b *Bus) ConnectAgent(t testing.TB, name ...string) *bus.Conn {
 	t.Helper()
 	name = append(name, "agent")
-	return connect(t, bus.ConnectConfig{URLs: []string{b.url()}, CA: b.CA(), User: b.Agent(t, name[0]), Name: name[0], Agent: name[0], Logger: logger(t)})
+	return connect(t, bus.ConnectConfig{URLs: []string{b.URL()}, CA: b.CA(), User: b.Agent(t, name[0]), Name: name[0], Agent: name[0], Logger: logger(t)})
 }
 
 // Enrolment lets agents and issuers in, as an issuer does. There is one a Bus.
@@ -162,7 +171,7 @@ func (b *Bus) OpenEnrolment(t testing.TB, change func(*bus.EnrolConfig)) *bus.En
 	cfg := bus.EnrolConfig{
 		Conn: b.Connect(t), Keys: b.Keys, Server: b.Server, Authority: b.Authority, Master: b.Master,
 		Joins: b.Bucket(t, bus.BucketJoins), Agents: b.Bucket(t, bus.BucketAgents), Issuers: b.Bucket(t, bus.BucketIssuers),
-		URLs: []string{b.url()}, CA: b.CA(), Revoked: b.revoked, Logger: logger(t),
+		URLs: []string{b.URL()}, CA: b.CA(), Revoked: b.revoked, Logger: logger(t),
 	}
 	change(&cfg)
 	e, err := bus.OpenEnrolment(t.Context(), cfg)
@@ -215,7 +224,7 @@ func connect(t testing.TB, cfg bus.ConnectConfig) *bus.Conn {
 // Log opens an issuer's side of the log on a connection of its own; it is closed with the test.
 func (b *Bus) Log(t testing.TB) *bus.Log {
 	t.Helper()
-	l, err := bus.OpenLog(t.Context(), b.Connect(t), bus.LogConfig{Authority: b.Authority, Issuer: "issuer-1"})
+	l, err := bus.OpenLog(t.Context(), b.Connect(t), bus.LogConfig{Authority: b.Authority, Issuer: "issuer-1", Replicas: b.replicas})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +241,7 @@ func (b *Bus) Reader(t testing.TB) *bus.Reader {
 // Bucket opens a state bucket on a connection of its own.
 func (b *Bus) Bucket(t testing.TB, name string) *bus.Bucket {
 	t.Helper()
-	k, err := bus.OpenBucket(t.Context(), b.Connect(t), name, b.Master, 1)
+	k, err := bus.OpenBucket(t.Context(), b.Connect(t), name, b.Master, b.Replicas())
 	if err != nil {
 		t.Fatal(err)
 	}

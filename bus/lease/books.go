@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
@@ -17,14 +18,18 @@ import (
 // agents acknowledge.
 type Bookkeeper struct {
 	Ledger *Ledger
-	// Grants reads a tick's list: bus.Log.ReadGrants.
+	// Grants reads a tick's list: Copies.ReadGrants, or bus.Log.ReadGrants.
 	Grants func(ctx context.Context, seq uint64, hash []byte) ([]byte, error)
 	// Held reads the holdings of the newest checkpoint, or gives bus.ErrNotFound.
 	Held func(ctx context.Context) (bus.Cursor, []byte, error)
 	// Key gives the key that an agent signs with; it may be a few seconds old.
-	Key         func(ctx context.Context, agent string) (ed25519.PublicKey, error)
+	Key func(ctx context.Context, agent string) (ed25519.PublicKey, error)
+	// MayHold gives the longest lease that anybody may hold, 0 where it is not known; serving is an agent that may go on
+	// behind its lease's end, "" if none may. nil: nothing is known.
+	MayHold     func(ctx context.Context) (longest time.Duration, serving string, err error)
 	IssuerLease time.Duration // how long an issuer goes on after a tick of its own
 	Clock       Clock         // nil: SystemClock
+	Behind      *Behind       // what agents that see a rollback show; nil: nobody listens
 	Logger      hclog.Logger
 
 	mu     sync.Mutex
@@ -67,12 +72,16 @@ func (b *Bookkeeper) clock() Reading {
 	return SystemClock()
 }
 
+// warnApart is the time between two words about the same trouble.
+const warnApart = 10 * time.Second
+
 // Run keeps the ledger until ctx ends. While a list cannot be had the ledger stands still, and no
 // receipt of what comes behind is given: nothing is confirmed on a guess.
 func (b *Bookkeeper) Run(ctx context.Context) {
 	b.mu.Lock()
 	ringer := b.ring()
 	b.mu.Unlock()
+	var warned time.Time
 	for {
 		select {
 		case <-ringer:
@@ -88,7 +97,10 @@ func (b *Bookkeeper) Run(ctx context.Context) {
 				if ctx.Err() != nil {
 					return
 				}
-				b.Logger.Warn("could not read who was granted a lease, trying again", "seq", n.entry.Seq, "error", err)
+				if time.Since(warned) > warnApart {
+					b.Logger.Warn("could not read who was granted a lease, trying again: nothing is confirmed meanwhile", "seq", n.entry.Seq, "error", err)
+					warned = time.Now()
+				}
 				select {
 				case <-time.After(tickEvery / 2):
 				case <-ctx.Done():
@@ -117,10 +129,9 @@ func (b *Bookkeeper) take(ctx context.Context, n noted) error {
 	var list List
 	if t, ok := n.entry.Fact.(*bus.Tick); ok && t.Grants != nil {
 		body, err := b.Grants(ctx, t.ListSeq, t.Grants)
-		if (errors.Is(err, bus.ErrNotFound) || errors.Is(err, bus.ErrForged)) && shortest(n.seen, b.clock()) > MaxLength {
-			// Gone, or another stands in its place: this issuer has stood still for as long as a lease
-			// lasts. Not by the tick's date: another machine's clock, and a step of our own, prove nothing.
-			err, body = nil, []byte("{}")
+		if errors.Is(err, bus.ErrNotFound) || errors.Is(err, bus.ErrForged) {
+			err = b.outlived(ctx, n, err)
+			body = []byte("{}")
 		}
 		if err != nil {
 			return err
@@ -130,6 +141,35 @@ func (b *Bookkeeper) take(ctx context.Context, n noted) error {
 		}
 	}
 	b.Ledger.Read(n.entry, list.Grants, n.seen, b.IssuerLease)
+	return nil
+}
+
+// lostAtLeast is how long a list that is gone is waited for at the least: by then what was noted of its leases is read for certain.
+const lostAtLeast = 10 * time.Second
+
+// outlived tells, with no error, that a list which is gone, or in whose place another stands, concerns nobody any more: this issuer has
+// stood still for as long as a lease of it could last. Not by the tick's date: another machine's clock, and a step of our own, prove
+// nothing.
+func (b *Bookkeeper) outlived(ctx context.Context, n noted, gone error) error {
+	stood := shortest(n.seen, b.clock())
+	if stood < lostAtLeast {
+		return gone
+	}
+	var longest time.Duration
+	if b.MayHold != nil {
+		held, serving, err := b.MayHold(ctx)
+		if err != nil {
+			return errors.Join(gone, err)
+		}
+		if serving != "" {
+			return fmt.Errorf("%w; agent %q may go on without a lease (on_stale = \"serve\"), so no receipt can be given: run sidekey bus begin-anew --yes", gone, serving)
+		}
+		longest = held
+	}
+	longest = cmp.Or(longest, MaxLength)
+	if longest += time.Duration(float64(longest) * Drift); stood <= longest {
+		return fmt.Errorf("%w; no receipt is given until the longest lease is over, in %s", gone, (longest - stood).Round(time.Second))
+	}
 	return nil
 }
 
@@ -153,11 +193,18 @@ func (b *Bookkeeper) restore(ctx context.Context, next bus.Position) error {
 // acked is an acknowledgement as it is sent, signed by the agent's key:
 //
 //	{"agent": "web-1", "run": "…", "epoch": …, "seq": 412, "chain": […]}
+//
+// With a grant it is none, and signed as such: an agent that sees a rollback shows the last grant that was in force there, as the
+// authority signed it (base64 of the JSON, and of the signature). Position and chain are zero.
+//
+//	{"agent": "web-1", "run": "…", …, "grant": "…", "grant_signature": "…"}
 type acked struct {
 	Agent string `json:"agent"`
 	Run   string `json:"run"`
 	bus.Position
-	Chain bus.Chain `json:"chain"`
+	Chain          bus.Chain `json:"chain"`
+	Grant          []byte    `json:"grant,omitempty"`
+	GrantSignature []byte    `json:"grant_signature,omitempty"`
 }
 
 // Hear takes an acknowledgement as it came from the bus; one that is not the agent's own is passed over.
@@ -168,9 +215,19 @@ func (b *Bookkeeper) Hear(s bus.Spoken) {
 	if err := json.Unmarshal(s.Body, &a); err != nil || a.Agent != s.Agent {
 		return
 	}
+	as := contextAck
+	if a.Grant != nil {
+		as = contextTestimony
+	}
 	key, err := b.Key(ctx, a.Agent)
-	if err != nil || !ed25519.Verify(key, signed(contextAck, s.Body), s.Signature) {
+	if err != nil || !ed25519.Verify(key, signed(as, s.Body), s.Signature) {
 		b.Logger.Debug("ignoring an acknowledgement that is not the agent's own", "agent", s.Agent)
+		return
+	}
+	if a.Grant != nil {
+		if b.Behind != nil {
+			b.Behind.Hear(a.Agent, a.Grant, a.GrantSignature)
+		}
 		return
 	}
 	b.Ledger.Acknowledge(Ack{Agent: a.Agent, Run: a.Run, At: a.Position, Chain: a.Chain})

@@ -1,6 +1,7 @@
 package lease_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
@@ -179,17 +180,35 @@ func TestListMissing(t *testing.T) {
 
 // TestListOfLongAgo: a list that is gone is waited for as long as a lease of it could last, and no longer.
 func TestListOfLongAgo(t *testing.T) {
-	for name, why := range map[string]error{"gone": bus.ErrNotFound, "another in its place": bus.ErrForged} {
+	held := func(longest time.Duration, serving string, err error) func(context.Context) (time.Duration, string, error) {
+		return func(context.Context) (time.Duration, string, error) { return longest, serving, err }
+	}
+	const day, minute = lease.MaxLength + lease.MaxLength/100, time.Minute + time.Minute/100
+	for name, c := range map[string]struct {
+		why     error
+		mayHold func(context.Context) (time.Duration, string, error)
+		wait    time.Duration // 0: for ever
+	}{
+		"gone, nothing is known":          {bus.ErrNotFound, nil, day},
+		"another in its place":            {bus.ErrForged, nil, day},
+		"gone, none asked for more":       {bus.ErrNotFound, held(time.Minute, "", nil), minute},
+		"gone, of one it is not known":    {bus.ErrNotFound, held(0, "", nil), day},
+		"gone, leases shorter than notes": {bus.ErrNotFound, held(time.Second, "", nil), 10*time.Second - 1},
+		"gone, one serves":                {bus.ErrNotFound, held(0, "web-9", nil), 0},
+		"gone, who asked is not read":     {bus.ErrNotFound, held(time.Second, "", errors.New("timeout")), 0},
+		"the bus does not answer":         {errors.New("timeout"), held(time.Second, "", nil), 0},
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			o := newOffice(t)
-			o.set(why)
-			o.note(o.tick(t, asks("web-1", "a", lease.MaxLength)), o.tick(t))
-			o.clock.pass(lease.MaxLength)
+			o.set(c.why)
+			o.MayHold = c.mayHold
+			o.note(o.tick(t, asks("web-1", "a", time.Minute)), o.tick(t))
+			o.clock.pass(cmp.Or(c.wait, 2*day))
 			time.Sleep(time.Second)
-			o.readTo(t, name+", a moment before a day is over", 0)
+			o.readTo(t, name+", a moment before it is over", 0)
 			o.clock.pass(1)
 			time.Sleep(time.Second)
-			o.readTo(t, name+", after it", 2)
+			o.readTo(t, name+", after it", map[bool]uint64{true: 2}[c.wait > 0])
 		})
 	}
 }

@@ -12,6 +12,9 @@ import (
 // issuer whose clock is does not tick.
 const MaxClockOff = 30 * time.Second
 
+// tickQuiet is how long nobody else ticks before it is known that nobody does: every issuer that may ticks every two seconds at most.
+const tickQuiet = 5 * time.Second
+
 // clockTicks is how many ticks must say the same before it is believed of an agent's clock: one may have been late.
 const clockTicks = 3
 
@@ -40,7 +43,9 @@ type Clocks struct {
 	mu    sync.Mutex
 	bases [clockTicks]time.Duration // of the newest ticks: their time less CLOCK_BOOTTIME when they were heard
 	heard int
-	from  string // whose the newest was
+	from  string        // whose the newest was
+	at    time.Duration // CLOCK_BOOTTIME when it was heard
+	alone bool          // it came after a silence: it may be old, of a time when this process or the bus was away
 }
 
 // NewClocks makes one for the process of a run, whose own ticks say nothing; "": it makes none. nil clock: SystemClock.
@@ -60,8 +65,9 @@ func (c *Clocks) Hear(t *bus.Tick) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.bases[c.heard%clockTicks] = time.Duration(t.Time)*time.Millisecond - now.Boot
+	c.alone = c.heard == 0 || now.Boot-c.at > tickQuiet
 	c.heard++
-	c.from = t.Issuer
+	c.from, c.at = t.Issuer, now.Boot
 }
 
 // Off is how far this clock is ahead of the ticks of others, negative: behind; 0 until enough of them were heard. Of the
@@ -83,12 +89,14 @@ func (c *Clocks) Off() time.Duration {
 }
 
 // CheckIssuer gives a *ClockError where an issuer may not tick, since its clock is off the newest tick of another by more
-// than MaxClockOff. Fails closed: that the other has gone since makes this clock no better; that it is set right does.
+// than MaxClockOff. Fails closed: that the other has gone since makes this clock no better; that it is set right does. But a tick
+// that came after a silence, and behind which nobody ticks for tickQuiet, was an old one, found in the log by who comes back: it says nothing,
+// or issuers that had all been away would wait for each other for ever.
 func (c *Clocks) CheckIssuer() error {
 	now := c.clock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.heard == 0 {
+	if c.heard == 0 || c.alone && now.Boot-c.at > tickQuiet {
 		return nil
 	}
 	if o := off(now, c.bases[(c.heard-1)%clockTicks]); o.Abs() > MaxClockOff {

@@ -63,7 +63,10 @@ func TestNoTickOfAWrongClock(t *testing.T) {
 		clock := newClock()
 		clocks := lease.NewClocks("own", clock.read)
 		p := newPulse(t, func(cfg *lease.GranterConfig) { cfg.Sound = clocks.CheckIssuer })
-		clocks.Hear(&bus.Tick{Time: (clock.read().Wall + time.Hour).Milliseconds(), Issuer: "issuer-2", Run: "other"})
+		for range 2 {
+			clocks.Hear(&bus.Tick{Time: (clock.read().Wall + time.Hour).Milliseconds(), Issuer: "issuer-2", Run: "other"})
+			clock.pass(time.Second)
+		}
 		p.run(t)
 		p.Hear(p.question(t, request("web-1", "a")))
 		time.Sleep(10 * time.Second)
@@ -78,4 +81,30 @@ func TestNoTickOfAWrongClock(t *testing.T) {
 			t.Error("it does not tick though its clock is right")
 		}
 	})
+}
+
+// TestOldTick: who finds a tick of an hour ago in the log, at its start or after an outage of the bus, waits for another only for as long as
+// one that ticks would need.
+func TestOldTick(t *testing.T) {
+	clock := newClock()
+	clocks := lease.NewClocks("own", clock.read)
+	for _, when := range []string{"at the start", "after an outage"} {
+		old := &bus.Tick{Time: (clock.read().Wall - time.Hour).Milliseconds(), Issuer: "issuer-2", Run: "other"}
+		clocks.Hear(old)
+		if clocks.CheckIssuer() == nil {
+			t.Errorf("%s: it may tick before it can know that nobody does", when)
+		}
+		clock.pass(6 * time.Second)
+		if err := clocks.CheckIssuer(); err != nil {
+			t.Errorf("%s: nobody ticks, and it may not: %v", when, err)
+		}
+		for range 2 {
+			clocks.Hear(old)
+			clock.pass(time.Second)
+		}
+		clock.pass(time.Hour)
+		if clocks.CheckIssuer() == nil {
+			t.Errorf("%s: somebody ticked on, and it may tick with another clock", when)
+		}
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"math/bits"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -19,21 +20,25 @@ import (
 
 // What signatures of this protocol begin with, so that none can be taken for another.
 const (
-	contextRequest = "sidekey-lease-request-1\x00"
-	contextGrant   = "sidekey-lease-grant-1\x00"
-	contextAck     = "sidekey-ack-1\x00"
+	contextRequest   = "sidekey-lease-request-1\x00"
+	contextGrant     = "sidekey-lease-grant-1\x00"
+	contextAck       = "sidekey-ack-1\x00"
+	contextTestimony = "sidekey-testimony-1\x00"
 )
 
 func signed(context string, body []byte) []byte { return append([]byte(context), body...) }
 
 // How often an issuer ticks.
 const (
-	tickEvery  = time.Second           // whatever happens
-	tickApart  = 50 * time.Millisecond // sooner when an agent asks, but not more often than this
-	tickWithin = 5 * time.Second       // and no longer on one of them than this
-	maxGrants  = 4096                  // requests that wait for a tick
-	maxOfAgent = 8                     // and those of one agent, right or wrong; more are dropped unread
-	maxList    = 512 << 10             // bytes of a list; what does not fit waits for the next tick
+	tickEvery  = time.Second            // whatever happens, one issuer for all
+	tickOwn    = 2 * time.Second        // and each of the others, for its own lease of 5 s
+	tickApart  = 50 * time.Millisecond  // sooner when an agent asks, but not more often than this
+	tickBurst  = 40                     // but so many ticks; behind them, while agents go on asking,
+	tickSteady = 250 * time.Millisecond // they are this far apart: each goes to every agent there is
+	tickWithin = 5 * time.Second        // and no longer on one of them than this
+	maxGrants  = 4096                   // requests that wait for a tick
+	maxOfAgent = 8                      // and those of one agent, right or wrong; more are dropped unread
+	maxList    = 512 << 10              // bytes of a list; what does not fit waits for the next tick
 )
 
 // GrantLog is where a Granter writes: *bus.Log.
@@ -44,7 +49,7 @@ type GrantLog interface {
 	AppendTick(ctx context.Context, t bus.Tick) (bus.Cursor, error)
 }
 
-// GranterConfig is what a Granter needs; all members but Known and Note are required.
+// GranterConfig is what a Granter needs; all members but Known, Note, Sound, Alive and Idle are required.
 type GranterConfig struct {
 	Issuer    string // this issuer's name
 	Run       string // this process
@@ -55,19 +60,23 @@ type GranterConfig struct {
 	// Known is Key from memory, a few seconds old at most: what it does not believe costs no read of the
 	// bus. nil: Key alone.
 	Known func(ctx context.Context, agent string) (ed25519.PublicKey, error)
-	// Note writes down that an agent is about to be granted a lease of up to a length, for the case that
-	// the log is lost; an error refuses the lease. nil: nobody needs to know. It hears of few lengths,
-	// each a write: see rounded.
-	Note func(ctx context.Context, agent string, length time.Duration) error
+	// Note writes down that an agent is about to be granted a lease of up to a length, and whether it goes on behind its
+	// end, for the case that the log or its grants are lost; an error refuses the lease. nil: nobody needs to know. It
+	// hears of few lengths, each a write: see rounded.
+	Note func(ctx context.Context, agent string, length time.Duration, serves bool) error
 	// Applied is what this issuer's own verify path has applied.
 	Applied func() uint64
 	// Sound tells whether this issuer's clock may be believed (Clocks.CheckIssuer): with an error it does not
 	// tick. nil: it may.
-	Sound  func() error
+	Sound func() error
+	// Alive is called at each turn of Run, with how long the next may take. nil: nobody wants to know.
+	Alive func(within time.Duration)
+	// Idle tells whether this issuer ticks every second though nobody asks (Duty.Held); the others do every two. nil: it does.
+	Idle   func() bool
 	Logger hclog.Logger
 }
 
-// Granter is the issuer's pulse: it ticks at least once a second, and each tick answers the lease
+// Granter is the issuer's pulse: it ticks at least every two seconds, and where it does so for all once a second; and each tick answers the lease
 // requests that had reached it before the tick was made, and no others (PROTOCOL 6).
 type Granter struct {
 	cfg GranterConfig
@@ -76,7 +85,13 @@ type Granter struct {
 	asked  []call
 	heard  map[string]int // by agent: its requests since the last tick, and those that wait from before
 	ringer chan struct{}  // holds one while somebody waits
+	hurry  chan struct{}  // the same, of who cannot wait for tickSteady
+
+	granted atomic.Uint64
 }
+
+// Granted is how many leases it has granted.
+func (g *Granter) Granted() uint64 { return g.granted.Load() }
 
 // call is a request that is proven and waits for its tick.
 type call struct {
@@ -89,7 +104,10 @@ func NewGranter(cfg GranterConfig) *Granter {
 	if cfg.Known == nil {
 		cfg.Known = cfg.Key
 	}
-	return &Granter{cfg: cfg, heard: make(map[string]int), ringer: make(chan struct{}, 1)}
+	if cfg.Alive == nil {
+		cfg.Alive = func(time.Duration) {}
+	}
+	return &Granter{cfg: cfg, heard: make(map[string]int), ringer: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
 }
 
 // refusal is the answer to a request that is not granted. It is not signed, and believed for nothing
@@ -109,7 +127,7 @@ func (g *Granter) Hear(s bus.Spoken) {
 	defer cancel()
 	req, err := g.prove(ctx, s)
 	if err == nil && g.cfg.Note != nil {
-		err = g.cfg.Note(ctx, req.Agent, rounded(req.Length))
+		err = g.cfg.Note(ctx, req.Agent, rounded(req.Length), req.Mode == Serve)
 	}
 	if err != nil {
 		g.cfg.Logger.Warn("refusing a lease", "agent", s.Agent, "error", err)
@@ -144,7 +162,12 @@ func rounded(ms int64) time.Duration {
 }
 
 // Hurry asks for a tick soon: it acknowledges what this issuer has applied.
-func (g *Granter) Hurry() { g.ring() }
+func (g *Granter) Hurry() {
+	select {
+	case g.hurry <- struct{}{}:
+	default:
+	}
+}
 
 // ring asks for a tick soon.
 func (g *Granter) ring() {
@@ -182,27 +205,51 @@ func (g *Granter) prove(ctx context.Context, s bus.Spoken) (Request, error) {
 
 // Run ticks until ctx ends.
 func (g *Granter) Run(ctx context.Context) {
+	left, last := tickBurst, time.Now() // ticks that may come at tickApart, and when they were last counted
 	for {
+		g.cfg.Alive(tickOwn + tickWithin)
 		err := g.tick(ctx)
 		if err != nil && ctx.Err() == nil {
 			g.cfg.Logger.Warn("could not append a tick, trying again", "error", err)
 		}
-		due := time.NewTimer(tickEvery)
-		select {
-		case <-time.After(tickApart):
-		case <-ctx.Done():
-			due.Stop()
-			return
+		begun, due := time.Now(), time.NewTimer(tickEvery)
+		if left = min(left+int(time.Since(last)/tickSteady), tickBurst); left > 0 {
+			left, last = left-1, time.Now()
+			g.wait(ctx, tickApart, nil)
+		} else {
+			g.wait(ctx, tickApart, nil)
+			g.wait(ctx, tickSteady-tickApart, g.hurry)
+			last = time.Now()
 		}
-		select {
-		case <-g.ringer:
-		case <-due.C:
-		case <-ctx.Done():
+		for waits := true; waits; {
+			select {
+			case <-g.ringer:
+				waits = false
+			case <-g.hurry:
+				waits = false
+			case <-due.C:
+				// Asked again now and then, for the one that ticks for all may be gone.
+				if waits = g.cfg.Idle != nil && !g.cfg.Idle() && time.Since(begun) < tickOwn; waits {
+					due.Reset(tickEvery / 4)
+				}
+			case <-ctx.Done():
+				waits = false
+			}
 		}
 		due.Stop()
 		if ctx.Err() != nil {
 			return
 		}
+	}
+}
+
+// wait waits for d, or for one who cannot wait so long, whom it leaves in the channel.
+func (g *Granter) wait(ctx context.Context, d time.Duration, cut chan struct{}) {
+	select {
+	case <-time.After(d):
+	case <-cut:
+		g.Hurry()
+	case <-ctx.Done():
 	}
 }
 
@@ -233,6 +280,7 @@ func (g *Granter) tick(ctx context.Context) error {
 	for _, c := range calls {
 		g.answer(c, at)
 	}
+	g.granted.Add(uint64(len(calls)))
 	return nil
 }
 

@@ -204,7 +204,7 @@ func TestAnAgentCostsLittle(t *testing.T) {
 				reads++
 				return c.Known(ctx, agent)
 			}
-			c.Note = func(_ context.Context, _ string, length time.Duration) error {
+			c.Note = func(_ context.Context, _ string, length time.Duration, _ bool) error {
 				noted = append(noted, length)
 				return nil
 			}

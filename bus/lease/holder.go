@@ -2,6 +2,7 @@ package lease
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
@@ -110,6 +111,17 @@ func (h *Holder) Run() string {
 // Current is the lease in force, nil without one. Whether it still counts, ask Lease.Vouches; a request
 // takes it first and asks again last (PROTOCOL 2). One atomic load.
 func (h *Holder) Current() *Lease { return h.cur.Load() }
+
+// keptLeft is how long the lease of an earlier process lasts, 0 without one.
+func (h *Holder) keptLeft() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l := cmp.Or(h.kept, h.cur.Load())
+	if l == nil {
+		return 0
+	}
+	return l.Left(h.cfg.Clock())
+}
 
 // Ask makes the next request. It takes the time first: what is committed before it will be seen.
 func (h *Holder) Ask() Request {

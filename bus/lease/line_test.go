@@ -27,8 +27,10 @@ type line struct {
 	mu      sync.Mutex
 	log     *tape
 	applied uint64
+	due     uint64
 	changed chan struct{}
 	away    bool
+	slow    time.Duration        // every answer takes so long
 	err     error                // of the next questions
 	answer  func(g *lease.Grant) // changes what is granted
 	sent    func(s *bus.Spoken)  // and how it is sent
@@ -62,7 +64,14 @@ func (l *line) now() lease.Reading {
 	return lease.Reading{Mono: d, Boot: d, Wall: d}
 }
 
-func (l *line) AskLease(_ context.Context, agent string, body, signature []byte) (bus.Spoken, error) {
+func (l *line) AskLease(ctx context.Context, agent string, body, signature []byte) (bus.Spoken, error) {
+	if l.slow > 0 {
+		select {
+		case <-time.After(l.slow):
+		case <-ctx.Done():
+			return bus.Spoken{}, ctx.Err()
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.asked = append(l.asked, time.Now())
@@ -122,6 +131,16 @@ func (l *line) ChainAt(seq uint64) (bus.Chain, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.log.chainAt(seq)
+}
+
+// Due is the newest entry that is no tick; here none is, but where a test says so.
+func (l *line) Due() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.due != 0 {
+		return l.due
+	}
+	return l.applied
 }
 
 func (l *line) Changed() <-chan struct{} { l.mu.Lock(); defer l.mu.Unlock(); return l.changed }

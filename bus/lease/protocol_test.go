@@ -104,7 +104,7 @@ func randomly(t *testing.T, f faults, only []action, histories, steps int) (trie
 func TestProtocolByChance(t *testing.T) {
 	n := 150
 	if long {
-		n = 1_500
+		n = 600
 	}
 	for _, menu := range [][]action{nil, restarts, delays} {
 		if tried, broke := randomly(t, faults{}, menu, n, 200); broke != "" {

@@ -158,3 +158,34 @@ func request(agent, run string) lease.Request {
 	req.Nonce = []byte("0123456789abcdef")
 	return req
 }
+
+// TestTicksPaced: whoever asks after a pause is answered within 50 ms; a fleet that goes on asking, within a
+// quarter of a second, by four ticks a second, for every agent reads every tick. A hurry is answered at once.
+func TestTicksPaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPulse(t)
+		p.run(t)
+		count := func(d time.Duration) int {
+			before := len(p.seen().at)
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+				p.Hear(p.question(t, request("web-1", "run")))
+			}
+			return len(p.seen().at) - before
+		}
+		time.Sleep(time.Minute)
+		if n := count(time.Second); n < 18 {
+			t.Errorf("in the first second of asking: %d ticks, want some 20", n)
+		}
+		count(10 * time.Second)
+		if n := count(time.Minute); n < 230 || n > 245 {
+			t.Errorf("in a minute of asking: %d ticks, want 4 a second", n)
+		}
+		before := len(p.seen().at)
+		p.Hurry()
+		time.Sleep(101 * time.Millisecond)
+		synctest.Wait()
+		if n := len(p.seen().at) - before; n == 0 {
+			t.Error("100 ms after a hurry there is no tick")
+		}
+	})
+}

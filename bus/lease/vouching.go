@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"github.com/sidekey/sidekey/bus"
 )
 
 // Vouching is a run that may be vouching now.
@@ -11,17 +13,23 @@ type Vouching struct {
 	Agent, Run string
 	Serving    bool          // it goes on without a lease, so nothing says whether it is still there
 	Left       time.Duration // until its lease has certainly ended; 0 where Serving
+	Acked      bus.Position  // the newest entry that it has acknowledged, as far as this issuer knows
 }
 
 // Vouching gives the agents' runs whose leases have not certainly ended, by the log as far as it is
 // read here, ordered by agent and run.
-func (l *Ledger) Vouching() []Vouching {
+func (l *Ledger) Vouching() []Vouching { return l.vouching(false) }
+
+// Issuers gives the issuers' runs that may be signing and verifying now, in the same way.
+func (l *Ledger) Issuers() []Vouching { return l.vouching(true) }
+
+func (l *Ledger) vouching(issuers bool) []Vouching {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.clock()
 	var all []Vouching
 	for _, r := range l.runs {
-		v := Vouching{Agent: r.agent, Run: r.id}
+		v := Vouching{Agent: r.agent, Run: r.id, Acked: r.acked}
 		live := false
 		for _, g := range r.grants {
 			if g.over(now) {
@@ -35,7 +43,7 @@ func (l *Ledger) Vouching() []Vouching {
 		if v.Serving {
 			v.Left = 0
 		}
-		if live && !r.issuer {
+		if live && r.issuer == issuers {
 			all = append(all, v)
 		}
 	}

@@ -16,10 +16,10 @@ type CheckpointWriter interface {
 }
 
 // KeepCheckpoints writes r's image whenever so many entries, or so much time, has passed since the
-// last, until ctx ends. held gives who may hold leases, once that is known up to the image's
+// last, until ctx ends, and while turn (nil: always) says that it is this issuer's to do. held gives who may hold leases, once that is known up to the image's
 // position: it is taken after the image, so that no grant falls between the two. A failure is logged
 // and tried again.
-func KeepCheckpoints(ctx context.Context, r *Replica, to CheckpointWriter, held func(context.Context, bus.Position) ([]byte, error), every time.Duration, entries uint64, log hclog.Logger) {
+func KeepCheckpoints(ctx context.Context, r *Replica, to CheckpointWriter, held func(context.Context, bus.Position) ([]byte, error), turn func() bool, every time.Duration, entries uint64, log hclog.Logger) {
 	look := time.NewTicker(min(every, 5*time.Second))
 	defer look.Stop()
 	last, when := r.Snapshot().Position.Seq, time.Now()
@@ -32,6 +32,9 @@ func KeepCheckpoints(ctx context.Context, r *Replica, to CheckpointWriter, held 
 		at := r.Snapshot().Position.Seq
 		if at == last || at < last+entries && time.Since(when) < every {
 			continue
+		}
+		if turn != nil && !turn() {
+			continue // it stays due: who takes over cannot know how far the other came, and what is not ahead is passed over
 		}
 		img, cursor, err := r.Image()
 		var leases []byte

@@ -15,7 +15,7 @@ import (
 type Log interface {
 	// Follow calls fn with the entries behind after, in order, and with the newest sequence known
 	// to exist, until ctx ends or fn fails, and returns that cause. fn is called once early even
-	// if there is nothing to read, with no entries and the head. Every entry is proven before fn
+	// if there is nothing to read, with no entries and the head; it may be so again at any time. Every entry is proven before fn
 	// sees it. bus.ErrBehind and bus.ErrEpoch mean: take the newest checkpoint first.
 	Follow(ctx context.Context, after bus.Cursor, fn func(entries []bus.Entry, head uint64) error) error
 	// Checkpoint gives the newest image, proven, or bus.ErrNotFound.
@@ -28,6 +28,13 @@ const (
 	lastPause  = 2 * time.Second
 )
 
+// How long a turn of Follow may take: reading and applying some entries, or waiting for the next; and reading a whole
+// checkpoint, over whatever line.
+const (
+	turnWithin       = time.Minute
+	checkpointWithin = 30 * time.Minute
+)
+
 // Follow keeps the Replica at the log's head until ctx ends, whatever happens to the log: an
 // interruption is retried, a reader left behind takes the newest checkpoint, a log begun anew is
 // read from its checkpoint. What cannot be mended by trying again (a forged entry, a rollback) is
@@ -35,6 +42,7 @@ const (
 func (r *Replica) Follow(ctx context.Context, log Log) error {
 	pause := firstPause
 	for {
+		r.alive(turnWithin)
 		before := r.read().Position
 		err := r.followOnce(ctx, log)
 		if ctx.Err() != nil {
@@ -79,8 +87,15 @@ func (r *Replica) followOnce(ctx context.Context, log Log) error {
 	return err
 }
 
+func (r *Replica) alive(within time.Duration) {
+	if r.cfg.Alive != nil {
+		r.cfg.Alive(within)
+	}
+}
+
 // take is what the log calls with entries.
 func (r *Replica) take(entries []bus.Entry, head uint64) error {
+	r.alive(turnWithin)
 	at := r.read().Seq
 	if len(entries) > 0 {
 		at = entries[len(entries)-1].Seq
@@ -93,6 +108,8 @@ func (r *Replica) take(entries []bus.Entry, head uint64) error {
 }
 
 func (r *Replica) takeCheckpoint(ctx context.Context, log Log) error {
+	r.alive(checkpointWithin)
+	defer r.alive(turnWithin)
 	img, err := log.Checkpoint(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the newest checkpoint: %w", err)

@@ -42,6 +42,8 @@ type imageHeader struct {
 	Credentials []imageCredential `json:"credentials,omitempty"`
 	Sealing     *bus.SealingFact  `json:"sealing,omitempty"`
 	SealingSeq  uint64            `json:"sealing_seq,omitempty"`
+	Rules       []*bus.RulesFact  `json:"rules,omitempty"`
+	RulesSeq    uint64            `json:"rules_seq,omitempty"`
 }
 
 type imageCredential struct {
@@ -100,6 +102,7 @@ func (r *Replica) collectLocked(at bus.Cursor) (h *imageHeader, packed []byte) {
 	}
 	h.Credentials = r.credentials.all()
 	h.Sealing, h.SealingSeq = snap.Sealing, snap.SealingSeq
+	h.Rules, h.RulesSeq = snap.Rules.All(), snap.RulesSeq
 	for k, cut := range r.cutoffs.all() {
 		h.Cutoffs = append(h.Cutoffs, imageCutoff{ID: bytes.Clone(k[:]), Cut: cut})
 	}
@@ -155,7 +158,8 @@ func (r *Replica) Load(img []byte) error {
 	if !old.Position.Before(at) {
 		return nil
 	}
-	next := &Snapshot{Position: at, Ring: keyring.NewRing(h.Issuer, h.Aud), Ready: old.Ready && at.Epoch == old.Position.Epoch, TickTime: old.TickTime, Sealing: h.Sealing, SealingSeq: h.SealingSeq, chain: h.Chain}
+	next := &Snapshot{Position: at, Due: at.Seq, Ring: keyring.NewRing(h.Issuer, h.Aud), Ready: old.Ready && at.Epoch == old.Position.Epoch, TickTime: old.TickTime,
+		Sealing: h.Sealing, SealingSeq: h.SealingSeq, Rules: newRuleSets(h.Rules), RulesSeq: h.RulesSeq, chain: h.Chain}
 	if t := time.UnixMilli(h.Tick); h.Tick != 0 && t.After(next.TickTime) {
 		next.TickTime = t
 	}
@@ -235,6 +239,9 @@ func readImage(img []byte) (*imageHeader, []byte, error) {
 		if err := bus.Check(h.Sealing); err != nil {
 			return nil, nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
+	}
+	if err := checkRules(h.Rules); err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	if want != len(packed) {
 		return nil, nil, fmt.Errorf("%w: %d bytes of ids where %d are announced", ErrDamaged, len(packed), want)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"testing"
 	"time"
 
@@ -22,7 +23,8 @@ func stocked(t testing.TB, cfg replica.Config) (*replica.Replica, *bustest.Log, 
 	pos := mustAppend(t, l,
 		keyFact(t, "k1", keyring.Announced), keyFact(t, "k1", keyring.Active), keyFact(t, "k2", keyring.Announced),
 		&bus.Revocation{ID: "j1", ExpiresAt: exp}, &bus.Revocation{ID: "j2", ExpiresAt: exp + 90000}, &bus.Revocation{SessionID: "s1", ExpiresAt: exp},
-		&bus.Revocation{Subject: "alice", ExpiresAt: exp, Time: 1}, &bus.Revocation{ClientID: "app", ExpiresAt: exp, Time: 1})
+		&bus.Revocation{Subject: "alice", ExpiresAt: exp, Time: 1}, &bus.Revocation{ClientID: "app", ExpiresAt: exp, Time: 1},
+		rulesFact("web", 1, "a"), rulesFact("base", 2, ""))
 	if _, err := l.Tick(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -51,6 +53,9 @@ func same(t testing.TB, got, want *replica.Replica, claims []keyring.Claims) {
 		if a == nil || b == nil || a.State != b.State || a.Seq != b.Seq || (a.Key == nil) != (b.Key == nil) {
 			t.Errorf("key %s: got %+v, want %+v", k.KeyID, a, b)
 		}
+	}
+	if !reflect.DeepEqual(g.Rules, w.Rules) {
+		t.Errorf("the rules: got %+v, want %+v", g.Rules, w.Rules)
 	}
 	for _, c := range claims {
 		if a, b := revoked(got, c), revoked(want, c); a != b {

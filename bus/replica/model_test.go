@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,6 +32,7 @@ type world struct {
 	cuts    map[string]uint64    // by sub: the newest cutoff that is not for sessions only; for ever
 	cutEnds map[string]int64     // by sub: when cutoffs may begin to be forgotten
 	time    int64                // of the newest tick
+	rules   map[string]*bus.RulesFact
 }
 
 // standing is a credential as the log has it.
@@ -48,7 +50,7 @@ type known struct {
 
 func newWorld(t *testing.T, dir string) *world {
 	w := &world{t: t, log: bustest.NewLog(), issuer: replica.New(replica.Config{}), dir: dir, revoked: map[string]known{}, keys: map[string]keyring.State{},
-		creds: map[string]*standing{}, used: map[string]bool{}, cuts: map[string]uint64{}, cutEnds: map[string]int64{}}
+		creds: map[string]*standing{}, used: map[string]bool{}, cuts: map[string]uint64{}, cutEnds: map[string]int64{}, rules: map[string]*bus.RulesFact{}}
 	w.agent = begin(t, dir)
 	return w
 }
@@ -109,6 +111,14 @@ func (w *world) check(t *rapid.T) {
 	for n := range 4 {
 		if text := fmt.Sprint("text ", n); stands(w.agent.Replica, text) != want[text] {
 			t.Fatalf("%s stands %v, want %v", text, !want[text], want[text])
+		}
+	}
+	if n := len(at.Rules.All()); n != len(w.rules) {
+		t.Fatalf("%d sets of rules, want %d", n, len(w.rules))
+	}
+	for name, want := range w.rules {
+		if got := at.Rules.Get(name); !reflect.DeepEqual(got, want) {
+			t.Fatalf("rules %q are %+v, want %+v", name, got, want)
 		}
 	}
 	if n := len(at.Ring.Records()); n != len(w.keys) {
@@ -197,6 +207,16 @@ func (w *world) key(t *rapid.T) {
 	}
 }
 
+// handOut appends a version of a set of rules, also one that somebody made who had not read the newest.
+func (w *world) handOut(t *rapid.T) {
+	name, version := fmt.Sprint("set-", rapid.IntRange(0, 2).Draw(t, "set")), rapid.Uint64Range(1, 6).Draw(t, "version")
+	f := rulesFact(name, version, rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "text"))
+	w.append(f)
+	if old := w.rules[name]; old == nil || old.Version < version {
+		w.rules[name] = f
+	}
+}
+
 // undated hides the test's deadline, which is no time of the bubble's.
 type undated struct{ testing.TB }
 
@@ -213,6 +233,7 @@ func TestAnyHistory(t *testing.T) {
 
 				"credential": w.credential,
 				"withdraw":   w.withdraw,
+				"rules":      w.handOut,
 				"tick": func(rt *rapid.T) {
 					time.Sleep(time.Duration(rapid.IntRange(1, 5400).Draw(rt, "seconds")) * time.Second)
 					if _, err := w.log.Tick(t.Context()); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,7 +31,13 @@ type Config struct {
 	// Journal is told of entries before they count as applied; see Store.
 	Journal func([]bus.Entry) error
 	// Pulse is told of a tick that was the newest entry when it arrived. It may not wait, nor ask the Replica. nil: nobody is.
-	Pulse  func(*bus.Tick)
+	Pulse func(*bus.Tick)
+	// Rules is told of a Snapshot with other rules just before that is published, so that they are in force before anybody
+	// is told that their entry is applied. What it does delays all that is behind them. It may not ask the Replica. nil:
+	// nobody is.
+	Rules func(*Snapshot)
+	// Alive is called by Follow at each turn, with how long the next may take. nil: nobody wants to know.
+	Alive  func(within time.Duration)
 	Logger hclog.Logger
 }
 
@@ -46,8 +53,14 @@ type Snapshot struct {
 	// Sealing is the issuers' newest sealing key; nil: there is none, or it has expired by the log's time.
 	Sealing    *bus.SealingFact
 	SealingSeq uint64 // of the newest entry of that kind, 0: there was none
+	// Rules are the sets of rules that the log hands out; nil: there were none. Others are another pointer.
+	Rules    *RuleSets
+	RulesSeq uint64 // of the newest entry of that kind, 0: there was none
 	// Ready is false until the first full sync: before it, nobody may be vouched for.
 	Ready bool
+	// Due is the newest entry that an issuer waits to hear is applied: one that is no tick, or a tick of
+	// an issuer's process that was not heard of before, and has not heard of anybody.
+	Due uint64
 
 	chain bus.Chain // at Position
 }
@@ -78,6 +91,7 @@ type Replica struct {
 	tip     *Snapshot                    // what is read: cur, or ahead of it while a key is lacking
 	chains  [rememberedChains]bus.Cursor // the newest, by sequence
 	keys    map[string]*bus.KeyFact      // by kid, boxes united
+	pulses  [16]string                   // the runs whose ticks came last, the newest first
 	changed chan struct{}                // closed at the next snapshot
 }
 
@@ -240,7 +254,7 @@ func (r *Replica) apply(entries []bus.Entry, head uint64, synced bool) error {
 		for i := range folded {
 			r.chains[folded[i].Seq%rememberedChains] = folded[i].Cursor()
 		}
-		next.Position, next.chain = folded[n-1].Position, folded[n-1].Chain
+		next.Position, next.chain, next.Due = folded[n-1].Position, folded[n-1].Chain, r.due(next.Due, folded)
 	}
 	if head > r.head.Load() {
 		r.head.Store(head)
@@ -258,6 +272,27 @@ func (r *Replica) pulse(newest bus.Fact) {
 		r.cfg.Pulse(t)
 	}
 }
+
+// due gives the newest entry that is to be acknowledged: see Snapshot.Due. r.mu is held.
+func (r *Replica) due(at uint64, entries []bus.Entry) uint64 {
+	for i := range entries {
+		t, tick := entries[i].Fact.(*bus.Tick)
+		if !tick {
+			at = entries[i].Seq
+			continue
+		}
+		n := slices.Index(r.pulses[:], t.Run)
+		if n < 0 {
+			n, at = len(r.pulses)-1, entries[i].Seq
+		}
+		copy(r.pulses[1:n+1], r.pulses[:n])
+		r.pulses[0] = t.Run
+	}
+	return at
+}
+
+// Due is Snapshot.Due as it stands.
+func (r *Replica) Due() uint64 { return r.cur.Load().Due }
 
 var errHole = errors.New("it does not follow what is applied")
 
@@ -283,6 +318,9 @@ func (r *Replica) publish(next *Snapshot) {
 	if r.lacking(next.Ring) {
 		return
 	}
+	if r.cfg.Rules != nil && next.Rules != r.cur.Load().Rules {
+		r.cfg.Rules(next)
+	}
 	r.cur.Store(next)
 	close(r.changed)
 	r.changed = make(chan struct{})
@@ -299,6 +337,8 @@ func (r *Replica) fold(next *Snapshot, en *bus.Entry) error {
 		r.setCredential(f, en.Seq)
 	case *bus.SealingFact:
 		next.Sealing, next.SealingSeq = f, en.Seq
+	case *bus.RulesFact:
+		r.foldRules(next, f, en.Seq)
 	case *bus.Tick:
 		if at := f.At(); at.After(next.TickTime) {
 			next.TickTime = at

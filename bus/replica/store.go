@@ -90,6 +90,29 @@ func OpenStore(dir string, authority keyring.AuthorityKey) (*Store, error) {
 	return &Store{dir: dir, preamble: storePreamble(authority)}, nil
 }
 
+// ReadStore loads into r what a store of this authority holds, and tells whether that was anything. It changes no file, and what
+// is damaged is an error.
+func ReadStore(dir string, authority keyring.AuthorityKey, r *Replica) (bool, error) {
+	s := &Store{dir: dir, preamble: storePreamble(authority)}
+	img, err := s.read(checkpointFile)
+	if img == nil || err != nil {
+		return false, err
+	}
+	entries, err := s.readJournal()
+	if err != nil {
+		return false, err
+	}
+	if err := r.Load(img); err != nil {
+		return false, err
+	}
+	for i := range entries {
+		if err := r.Apply(entries[i]); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
 // Restore loads what the store holds into r, and tells whether that was anything. An error says
 // which file is of no use and was put aside; r is then not Ready, and goes on with the log from
 // what it has taken, which is all true, though it may be old.

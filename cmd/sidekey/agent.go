@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"github.com/valyala/fasthttp"
 	"golang.org/x/sync/errgroup"
@@ -38,6 +40,7 @@ func (a *app) agentCommand() *cobra.Command {
 				return err
 			}
 			defer p.close()
+			defer p.vitals.watch(ctx, log)()
 			return p.run(ctx, func() { notifyReady(log) })
 		},
 	})
@@ -50,6 +53,7 @@ type agentProcess struct {
 	cfg     Config
 	log     hclog.Logger
 	closers []func()
+	vitals  vitals
 
 	listeners []net.Listener
 	grpc      []net.Listener
@@ -92,12 +96,15 @@ func openAgent(cfg Config, log hclog.Logger, identify func(*agentProcess) (*bus.
 	if err := p.openLease(); err != nil {
 		return nil, err
 	}
+	registry := prometheus.NewRegistry()
+	registerProcess(registry, "sidekey_agent_", p.tls)
 	p.agent, err = agent.New(agent.Config{
 		Name: cfg.Agent.Name, Version: version(), Realm: cfg.Agent.Realm,
 		Audiences: cfg.Agent.Audiences, Leeway: cfg.Agent.Leeway, CacheSize: cfg.Agent.CacheSize,
 		Authenticators: cfg.Agent.Authenticators, Challenges: cfg.Agent.Challenges, Headers: cfg.Agent.Headers,
-		Webhook: cfg.Agent.Webhook.agent(), Schemes: cfg.Agent.Schemes, StripCredentials: cfg.Agent.StripCredentials,
-	}, agent.Parts{Replica: p.replica, Leases: p.holder, Hurry: p.renewer.Hurry, Logger: log.Named("agent"), Connected: p.conn.Connected, ClockOff: p.clocks.Off, Run: p.holder.Run(), Passwords: p.passwords()})
+		Webhook: cfg.Agent.Webhook.agent(), Schemes: cfg.Agent.Schemes, StripCredentials: cfg.Agent.StripCredentials, RuleSets: cfg.Agent.RulesSets,
+	}, agent.Parts{Replica: p.replica, Leases: p.holder, Hurry: p.renewer.Hurry, Logger: log.Named("agent"), Connected: p.conn.Connected, ClockOff: p.clocks.Off, Run: p.holder.Run(), Passwords: p.passwords(), Registry: registry})
+	p.vitals.probe = func() { p.agent.Answer(bus.Question{Token: []byte("is anybody there?")}) } // whatever it says
 	return p, err
 }
 
@@ -166,13 +173,13 @@ func (p *agentProcess) listen() error {
 		return err
 	}
 	if slices.Contains(p.cfg.Agent.Listen, p.cfg.Agent.OpsListen) {
-		return nil
+		return handedOver().rest()
 	}
 	if p.ops, err = listen("agent.ops_listen", p.cfg.Agent.OpsListen, 0o660); err != nil {
 		return err
 	}
 	p.closers = append(p.closers, func() { p.ops.Close() })
-	return nil
+	return handedOver().rest()
 }
 
 // listenGRPC opens the listeners of ext_authz: in clear on this host, else over TLS where there is a certificate.
@@ -198,6 +205,7 @@ func (p *agentProcess) openBus(embedded *bus.Server) error {
 	if len(p.cfg.Bus.URLs) > 0 {
 		connect.URLs = p.cfg.Bus.URLs
 	}
+	connect.Servers = filepath.Join(p.cfg.Agent.DataDir, serversFile)
 	var err error
 	if p.conn, err = bus.Connect(connect); err != nil {
 		return err
@@ -211,7 +219,7 @@ func (p *agentProcess) openBus(embedded *bus.Server) error {
 	p.clocks = lease.NewClocks("", nil)
 	p.replica = replica.New(replica.Config{
 		Open: replica.OpenSealed(p.cfg.Agent.Name, p.identity.Sealing), Needs: replica.Serving(p.cfg.Agent.Name, p.cfg.Agent.Audiences),
-		Journal: p.store.Journal, Pulse: p.clocks.Hear, Logger: p.log.Named("replica"),
+		Journal: p.store.Journal, Pulse: p.clocks.Hear, Alive: p.vitals.loop("log"), Logger: p.log.Named("replica"), Rules: p.takeRules,
 	})
 	restored, err := p.store.Restore(p.replica)
 	switch {
@@ -221,6 +229,13 @@ func (p *agentProcess) openBus(embedded *bus.Server) error {
 		p.log.Info("restored from the checkpoint on disk", "seq", p.replica.Snapshot().Position.Seq, "revocations", p.replica.Revocations())
 	}
 	return nil
+}
+
+// takeRules hands the agent what the log hands out; what is restored before there is one, it takes when it is made.
+func (p *agentProcess) takeRules(next *replica.Snapshot) {
+	if p.agent != nil {
+		p.agent.TakeRules(next)
+	}
 }
 
 // openLease takes the lease up that an earlier process of this boot may have left.
@@ -241,7 +256,7 @@ func (p *agentProcess) openLease() error {
 	}
 	p.holder = lease.NewHolder(cfg)
 	p.renewer = lease.NewRenewer(lease.Renewer{
-		Holder: p.holder, Agent: c.Name, Key: p.identity.Signing, Authority: p.identity.Authority, Line: p.conn, Applied: p.replica, Stuck: p.replica.Fault, Logger: p.log.Named("lease"),
+		Holder: p.holder, Agent: c.Name, Key: p.identity.Signing, Authority: p.identity.Authority, Line: p.conn, Applied: p.replica, Stuck: p.replica.Fault, Alive: p.vitals.loop("lease"), Logger: p.log.Named("lease"),
 	})
 	return nil
 }
@@ -257,6 +272,7 @@ func (p *agentProcess) run(ctx context.Context, ready func()) error {
 	g.Go(func() error { p.link().Run(ctx); return nil })
 	g.Go(func() error { p.renewer.Renew(ctx); return nil })
 	g.Go(func() error { p.renewer.Acknowledge(ctx); return nil })
+	g.Go(func() error { p.renewer.Testify(ctx); return nil })
 	stop, err := p.answerer().Listen()
 	if err != nil {
 		return err
@@ -265,19 +281,24 @@ func (p *agentProcess) run(ctx context.Context, ready func()) error {
 	g.Go(func() error {
 		return whenReady(ctx, func() error {
 			if !p.agent.Ready() {
-				return errors.New("it vouches for nobody yet")
+				return errStarting
 			}
 			return nil
 		}, ready)
 	})
 	if keeper := p.rules(); keeper != nil {
-		if err := keeper.load(); err != nil {
+		if err := keeper.load(); err != nil && !errors.As(err, new(*mergeError)) {
 			return err
 		}
 		g.Go(func() error { return keeper.run(ctx) })
 	}
 	for _, ln := range p.listeners {
-		g.Go(func() error { return serveFast(ctx, p.agent.Server(), ln) })
+		g.Go(func() error {
+			if p.settle(ctx); ctx.Err() != nil {
+				return nil
+			}
+			return serveFast(ctx, p.agent.Server(), ln)
+		})
 	}
 	for _, ln := range p.grpc {
 		g.Go(func() error { return serveGRPC(ctx, p.agent.GRPCServer(), ln) })

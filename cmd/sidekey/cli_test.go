@@ -264,6 +264,7 @@ func TestUsageErrors(t *testing.T) {
 		"users add a b":              "accepts 1 arg(s), received 2",
 		"users add a":                "no terminal to ask for a password: use --password - for standard input or --password @FILE",
 		"users list --fromat json":   "unknown flag: --fromat",
+		"keys revoke -puH":           "unknown shorthand flag: 'p' in -puH; an argument that begins with a dash goes behind --",
 		"status --format yaml":       `--format: want table or json, got "yaml"`,
 		"revoke --jti a --format x":  `--format: want table or json, got "x"`,
 		"revoke":                     "at least one of the flags in the group [token jti sid sub client] is required",

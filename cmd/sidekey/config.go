@@ -64,6 +64,8 @@ type IssuerConfig struct {
 	AuditFile       string        `toml:"audit_file" help:"file that gets every event of the audit too, one JSON object a line"`
 	AuditMaxAge     time.Duration `toml:"audit_max_age" help:"how long the audit is kept on the bus"`
 	AuditMaxMiB     int           `toml:"audit_max_mib" help:"size of the audit on the bus, in MiB, beyond which the oldest goes"`
+	Drain           time.Duration `toml:"drain" help:"how long /readyz says 503 before an issuer that is stopped ends (0s: 5s in a cluster, else none)"`
+	BackupTo        []string      `toml:"backup_recipients" help:"age recipients for whom a backup is taken; over TCP for nobody else"`
 	OpsListen       string        `toml:"ops_listen" help:"address of the issuer's health and metrics (default issuer.listen)"`
 	TLSCert         string        `toml:"tls_cert" help:"certificate chain (PEM) of listen and admin_listen; a changed file is read again"`
 	TLSKey          string        `toml:"tls_key" help:"its private key (PEM)"`
@@ -124,6 +126,16 @@ type BusConfig struct {
 	URLs        []string `toml:"urls" help:"servers of an existing NATS, instead of the embedded one"`
 	Credentials string   `toml:"credentials" help:"file (.creds) with an issuer's credentials for an existing NATS"`
 	MonitorURL  string   `toml:"monitor_url" help:"monitoring URL of an existing NATS, to check that it syncs"`
+	Replicas    int      `toml:"replicas" help:"how many servers hold each entry (0: 3 in a cluster of issuers, else 1)"`
+
+	Cluster ClusterConfig `toml:"cluster"`
+}
+
+// ClusterConfig is [bus.cluster]: the servers inside several issuers, joined.
+type ClusterConfig struct {
+	Listen    string `toml:"listen" help:"address at which the other issuers' servers reach this one's (default none: no cluster)"`
+	Advertise string `toml:"advertise" help:"host:port under which they do (default bus.cluster.listen)"`
+	Founder   string `toml:"founder" help:"agent.name of the one issuer that may start without having joined (default any)"`
 }
 
 // AgentConfig is the [agent] table: where tokens are checked.
@@ -147,6 +159,7 @@ type AgentConfig struct {
 	Authenticators []string          `toml:"authenticators" help:"schemes that say who a request is from, in their order"`
 	Challenges     string            `toml:"challenges" help:"WWW-Authenticate of a 401: all, or first as Django REST Framework"`
 	Rules          string            `toml:"rules" help:"file of [[rules]]: who may do what at the forward-auth paths; a changed file is read again"`
+	RulesSets      []string          `toml:"rules_sets" help:"sets of rules that issuers hand out, in force behind agent.rules in this order"`
 	Headers        map[string]string `toml:"headers" help:"more claims that forward-auth shows, each in the header of that name"`
 
 	StripCredentials bool `toml:"strip_credentials" help:"ext_authz takes the credentials off a request before the service gets it"`

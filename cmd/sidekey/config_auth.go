@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/sidekey/sidekey/agent"
+	"github.com/sidekey/sidekey/bus"
 )
 
 // validateAuthenticators judges what of the [agent] table says who a request is from.
@@ -26,6 +27,14 @@ func (c *Config) validateAuthenticators() error {
 	if ag.Rules != "" {
 		if _, err := readRules(ag.Rules, ag.Authenticators); err != nil {
 			return c.fault("agent.rules", "%v", err)
+		}
+	}
+	for i, name := range ag.RulesSets {
+		if err := bus.CheckRulesName(name); err != nil {
+			return c.fault("agent.rules_sets", "%q: %v", name, err)
+		}
+		if slices.Contains(ag.RulesSets[:i], name) {
+			return c.fault("agent.rules_sets", "%q is listed twice", name)
 		}
 	}
 	if err := agent.CheckHeaders(ag.Headers); err != nil {

@@ -14,6 +14,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/sidekey/sidekey/bus/backup"
 	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/issuer"
 	"github.com/sidekey/sidekey/keyring"
@@ -180,6 +181,11 @@ func (c *Config) validateProtection() error {
 	if _, err := parseNetworks(is.TrustedProxies); err != nil {
 		return c.fault("issuer.trusted_proxies", "%v", err)
 	}
+	if len(is.BackupTo) > 0 {
+		if _, err := backup.Recipients(is.BackupTo, ""); err != nil {
+			return c.fault("issuer.backup_recipients", "%v", err)
+		}
+	}
 	for _, n := range []struct {
 		key   string
 		value int
@@ -262,6 +268,9 @@ func (c *Config) validateBus() error {
 		if err := checkURL(u, "nats", "tls"); err != nil {
 			return c.fault("bus.urls", "%v", err)
 		}
+	}
+	if err := c.validateCluster(); err != nil {
+		return err
 	}
 	if c.Bus.MonitorURL != "" {
 		if err := checkURL(c.Bus.MonitorURL, "http", "https"); err != nil {

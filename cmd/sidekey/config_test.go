@@ -165,6 +165,7 @@ func TestConfigErrors(t *testing.T) {
 		{"[issuer]\nlogin_per_minute = -1", `c.toml:2: issuer.login_per_minute: want 0 to 1000000, got -1`},
 		{"[issuer]\nsource_multiple = 0", `c.toml:2: issuer.source_multiple: want 1 to 1000000, got 0`},
 		{"[issuer]\non_new_network = \"ask\"", `c.toml:2: issuer.on_new_network: want log, require_login or revoke, got "ask"`},
+		{"[issuer]\nbackup_recipients = [\"age1x\"]", `c.toml:2: issuer.backup_recipients: "age1x" is no age recipient: want age1…, as age-keygen prints it`},
 		{"[issuer]\ntrusted_proxies = [\"proxy\"]", `c.toml:2: issuer.trusted_proxies: want networks such as 10.0.0.0/8 or 127.0.0.1, got "proxy"`},
 		{"[issuer]\ntrusted_proxies = [\"0.0.0.0/0\"]", `c.toml:2: issuer.trusted_proxies: "0.0.0.0/0" is everybody: any client could say where it comes from; name the proxies`},
 		{"[issuer]\naudit_file = \"audit\"", `c.toml:2: issuer.audit_file: want an absolute path, got "audit"`},

@@ -3,7 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"os"
+	"os/signal"
+	"syscall"
 
+	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 )
@@ -29,7 +33,14 @@ func (a *app) daemonCommand(d daemonSpec) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			err = d.run(cmd.Context(), cfg, newLogger(cfg, a.stderr))
+			log := newLogger(cfg, a.stderr)
+			stopping := context.AfterFunc(cmd.Context(), func() { notify(log, sd.SdNotifyStopping) })
+			defer stopping()
+			// Files are watched; who has something to read again listens for itself. It is no reason to end.
+			hup := make(chan os.Signal, 1)
+			signal.Notify(hup, syscall.SIGHUP)
+			defer signal.Stop(hup)
+			err = d.run(cmd.Context(), cfg, log)
 			if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
 				return nil // it was told to stop, and did
 			}

@@ -67,7 +67,15 @@ func TestUnitsVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	args := []string{"verify", "--man=no"}
+	socket, err := os.ReadFile("../../deploy/systemd/sidekey-agent.socket")
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := filepath.Join(dir, "sidekey-agent.socket")
+	if err := os.WriteFile(copied, socket, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"verify", "--man=no", copied}
 	for path, text := range units(t) {
 		copied := filepath.Join(dir, filepath.Base(path))
 		if err := os.WriteFile(copied, []byte(strings.ReplaceAll(text, "/usr/local/bin/sidekey", self)), 0o600); err != nil {
@@ -77,5 +85,19 @@ func TestUnitsVerify(t *testing.T) {
 	}
 	if out, err := exec.Command(analyze, args...).CombinedOutput(); err != nil || len(out) != 0 {
 		t.Errorf("systemd-analyze %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// TestUnitsExposure holds the units to what systemd says of their sandbox: 0 is none of the host, 10 all of it.
+func TestUnitsExposure(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip("no systemd-analyze here to judge the units with")
+	}
+	for unit, most := range map[string]string{"issuer": "11", "agent": "11"} {
+		path := "../../deploy/systemd/sidekey-" + unit + ".service"
+		if out, err := exec.Command(analyze, "security", "--offline=true", "--no-pager", "--threshold="+most, path).CombinedOutput(); err != nil {
+			t.Errorf("%s: more than %s tenths are exposed (%v):\n%s", path, most, err, out)
+		}
 	}
 }

@@ -123,7 +123,7 @@ func pages(t *testing.T) map[string]string {
 
 // TestNamedKeysExist holds that every key of the configuration that a page names in `agent.listen`'s way is one.
 func TestNamedKeysExist(t *testing.T) {
-	files := []string{"bus.keys", "bus.revoked"} // of the issuer's data_dir
+	files := []string{"bus.keys", "bus.revoked", "bus.leaves", "bus.servers"} // of the issuer's and the agent's data_dir
 	c := defaultConfig()
 	names := keyNames(configFields(&c))
 	named := 0
@@ -206,6 +206,39 @@ func TestSimpleJWTSettings(t *testing.T) {
 	for _, key := range regexp.MustCompile("`((?:issuer|agent|keys)\\.[a-z_]+)").FindAllStringSubmatch(string(text), -1) {
 		if !slices.Contains(names, key[1]) {
 			t.Errorf("docs/simplejwt.md names %s, which is no key", key[1])
+		}
+	}
+}
+
+// TestMetricsOfTheProcessAreDocumented holds that docs/metrics.md has what this package registers beside issuer, agent and bus: their
+// own tests ask a handler, these metrics need a whole process.
+func TestMetricsOfTheProcessAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sources, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := []string{"sidekey_certificate_expiry_timestamp_seconds", "sidekey_agent_certificate_expiry_timestamp_seconds"} // put together of two parts
+	for _, path := range sources {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`\bName:\s+"(sidekey_\w+)"`).FindAllStringSubmatch(string(text), -1) {
+			names = append(names, m[1])
+		}
+	}
+	for _, want := range []string{"sidekey_append_seconds", "sidekey_leases_granted_total", "sidekey_state_rolled_back"} {
+		if !slices.Contains(names, want) {
+			t.Errorf("found %q without %s", names, want)
+		}
+	}
+	for _, name := range names {
+		if !regexp.MustCompile("`" + name + "[`{]").Match(page) {
+			t.Errorf("docs/metrics.md lacks %s", name)
 		}
 	}
 }

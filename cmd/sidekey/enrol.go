@@ -22,6 +22,7 @@ import (
 const (
 	identityDir = "identity"
 	revokedFile = "bus.revoked"
+	serversFile = "bus.servers" // where else the bus is
 
 	joinCredential = "sidekey.join" // systemd's name for a join token
 )
@@ -50,8 +51,11 @@ func (a *app) identify(ctx context.Context, role bus.Role, dataDir, join string,
 		return id, err
 	}
 	token, terr := a.readJoinToken(join)
+	if errors.Is(terr, fs.ErrNotExist) && err == nil {
+		return id, nil // it has joined, and the token is gone since
+	}
 	if errors.Is(terr, fs.ErrNotExist) {
-		return nil, fmt.Errorf("reading the join token: there is no file %s; leave --join away where this %s has joined already", join, role)
+		return nil, fmt.Errorf("reading the join token: there is no file %s, and this %s has not joined; ask for a token with `sidekey %ss add NAME`", join, role, role)
 	}
 	if terr != nil {
 		return nil, terr
@@ -70,7 +74,11 @@ func (a *app) identify(ctx context.Context, role bus.Role, dataDir, join string,
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinWithin)
 	defer cancel()
-	if id, err = bus.Join(ctx, bus.JoinConfig{Token: token, Dir: dir, Insecure: cfg.Insecure, Logger: log.Named("bus")}); err != nil {
+	how := bus.JoinConfig{Token: token, Dir: dir, Insecure: cfg.Insecure, Logger: log.Named("bus")}
+	if role == bus.RoleIssuer && cfg.clustered() {
+		how.Route, how.URLs = cfg.route(), cfg.clusterURLs()
+	}
+	if id, err = bus.Join(ctx, how); err != nil {
 		return nil, err
 	}
 	log.Info("joined", "role", string(role), "name", id.Name, "identity", dir)
@@ -120,6 +128,9 @@ func (p *issuerProcess) openTrust(context.Context) (err error) {
 		p.master, p.keys = p.identity.Master, p.identity.Keys
 		return nil
 	}
+	if err = p.mayFound(); err != nil {
+		return err
+	}
 	if p.master, err = openMasterKey(p.cfg); err != nil {
 		return err
 	}
@@ -147,8 +158,13 @@ func (p *issuerProcess) startBus() error {
 	if err != nil {
 		return err
 	}
+	store := aloneStore
+	if p.peers != nil {
+		store = clusterStore
+	}
 	cfg := bus.ServerConfig{
-		Listen: c.Listen, Dir: filepath.Join(p.cfg.DataDir, "jetstream"), Keys: p.keys, Revoked: revoked,
+		Cluster: p.clusterConfig(),
+		Listen:  c.Listen, Dir: filepath.Join(p.cfg.DataDir, store), Keys: p.keys, Revoked: revoked,
 		Names: ownNames(c.Advertise), Insecure: p.cfg.Insecure, Logger: p.log.Named("bus"),
 	}
 	if c.TLSCert != "" {
@@ -215,6 +231,9 @@ func (p *issuerProcess) busConnection() (bus.ConnectConfig, error) {
 		if len(p.cfg.Bus.URLs) > 0 {
 			c.URLs = p.cfg.Bus.URLs
 		}
+		c.Server = p.server // in a cluster it has one of its own
+	} else if p.self != nil {
+		c.User = p.self.User
 	} else if c.Credentials == "" && p.keys != nil {
 		c.User, err = p.keys.IssuerUser(p.cfg.Agent.Name)
 	}
@@ -223,6 +242,7 @@ func (p *issuerProcess) busConnection() (bus.ConnectConfig, error) {
 			err = fmt.Errorf("reading bus.ca: %w", err)
 		}
 	}
+	c.Replicated = p.cfg.replicated()
 	c.Insecure, c.Logger = p.cfg.Insecure, p.log.Named("bus")
 	return c, err
 }
@@ -233,6 +253,7 @@ func (p *issuerProcess) openEnrolment(ctx context.Context) error {
 		Conn: p.conn, Keys: p.keys, Server: p.server, Authority: p.authority, Master: p.master,
 		Joins: p.buckets[bus.BucketJoins], Agents: p.buckets[bus.BucketAgents], Issuers: p.buckets[bus.BucketIssuers],
 		URLs: p.joinURLs(), Revoked: filepath.Join(p.cfg.DataDir, revokedFile),
+		Peers: p.peers, OnRemoved: p.noteRemoved,
 		OnJoin: p.register, OnChange: p.fleet.Touch, Logger: p.log,
 	}
 	var err error
@@ -252,12 +273,17 @@ func (p *issuerProcess) openEnrolment(ctx context.Context) error {
 		return err
 	}
 	p.onClose(p.enrolment.Close)
+	if p.peers != nil {
+		return p.enrolment.Register(ctx, p.self)
+	}
 	return nil
 }
 
 // joinURLs are the addresses of the bus that a join token tells.
 func (p *issuerProcess) joinURLs() []string {
 	switch {
+	case p.peers != nil:
+		return p.peers.Self().URLs
 	case len(p.cfg.Bus.Advertise) > 0:
 		return p.cfg.Bus.Advertise
 	case len(p.cfg.Bus.URLs) > 0:
@@ -318,6 +344,23 @@ func openMasterKey(cfg Config) (*keyring.MasterKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the master key: %w", err)
 	}
+	return parseMasterKey(path, text)
+}
+
+// readMasterKey is openMasterKey where none is to be made.
+func readMasterKey(cfg Config) (*keyring.MasterKey, error) {
+	path := cfg.masterKeyFile
+	if path == "" {
+		path = filepath.Join(cfg.DataDir, masterKeyFile)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening the master key: %w", err)
+	}
+	return parseMasterKey(path, text)
+}
+
+func parseMasterKey(path string, text []byte) (*keyring.MasterKey, error) {
 	key, err := keyring.ParseMasterKey(text)
 	if err != nil {
 		return nil, fmt.Errorf("reading the master key %s: %w; put the right file back: without it nothing of the state can be opened", path, err)

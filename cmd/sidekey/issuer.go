@@ -8,11 +8,12 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -54,6 +55,7 @@ func (a *app) issuerCommand() *cobra.Command {
 				return err
 			}
 			defer p.close()
+			defer p.vitals.watch(ctx, log)()
 			return p.run(ctx, func() { notifyReady(log) })
 		},
 	})
@@ -67,6 +69,7 @@ type issuerProcess struct {
 	log     hclog.Logger
 	runID   string // this process, as its ticks name it
 	closers []func()
+	vitals  vitals
 
 	identity   *bus.Identity // nil: it joined no other issuer
 	master     *keyring.MasterKey
@@ -80,18 +83,27 @@ type issuerProcess struct {
 	guard      *bus.Guard
 	store      *replica.Store // this issuer's own copy of the log
 	entries    *bus.Log
+	lists      *lease.Copies // the same, of who was granted a lease
 	replica    *replica.Replica
 	fleet      *bus.Fleet
 	enrolment  *bus.Enrolment
 	ledger     *lease.Ledger
 	books      *lease.Bookkeeper
+	behind     *lease.Behind
 	clocks     *lease.Clocks
 	due        atomic.Uint64 // the newest entry that others may want acknowledged
 	granter    *lease.Granter
 	own        *lease.Own
+	duty       *lease.Duty
+	registry   *prometheus.Registry
+	monitor    *bus.Monitor
 	issuer     *issuer.Issuer
 	opened     chan struct{} // closed once issuer is there
-	adminToken string
+	self       *bus.Identity // nil: in no cluster
+	peers      *bus.Peers    // likewise
+	removed    chan error    // holds one when this issuer was removed from its cluster
+	draining   atomic.Bool   // it is about to stop
+	adminToken *issuer.AdminToken
 
 	tls                *certificate // of public and admin; nil: none
 	public, admin, ops net.Listener // admin, ops: nil where they share the public one
@@ -102,7 +114,10 @@ func openIssuer(ctx context.Context, cfg Config, id *bus.Identity, log hclog.Log
 	if id != nil {
 		cfg.Agent.Name = id.Name
 	}
-	p = &issuerProcess{cfg: cfg, log: log, runID: randomToken()[:22], identity: id, buckets: map[string]*bus.Bucket{}, opened: make(chan struct{})}
+	p = &issuerProcess{
+		cfg: cfg, log: log, runID: randomToken()[:22], identity: id, buckets: map[string]*bus.Bucket{}, opened: make(chan struct{}),
+		removed: make(chan error, 1), registry: prometheus.NewRegistry(),
+	}
 	opened := p // a return sets p to nil before it is closed
 	defer func() {
 		if err != nil {
@@ -110,8 +125,12 @@ func openIssuer(ctx context.Context, cfg Config, id *bus.Identity, log hclog.Log
 		}
 	}()
 	sctx, cancel := context.WithTimeout(ctx, startWithin)
+	if cfg.replicated() {
+		cancel()
+		sctx, cancel = context.WithTimeout(bus.Patiently(ctx), clusterStartWithin)
+	}
 	defer cancel()
-	for _, open := range []func(context.Context) error{p.lock, p.listen, p.openTrust, p.openBus, p.openState, p.openAudit, p.openFleet, p.openLog, p.openEnrolment, p.openParts} {
+	for _, open := range []func(context.Context) error{p.lock, p.unfinished, p.listen, p.openTrust, p.openBus, p.openState, p.openAudit, p.openFleet, p.openDuty, p.openLog, p.openEnrolment, p.openParts} {
 		if err := open(sctx); err != nil {
 			return nil, err
 		}
@@ -137,6 +156,9 @@ func (p *issuerProcess) lock(context.Context) error {
 	return nil
 }
 
+// unfinished refuses a state that is half restored.
+func (p *issuerProcess) unfinished(context.Context) error { return checkRestored(p.cfg.DataDir) }
+
 // listen takes the addresses first: a port in use is said at once, and nothing has been touched.
 func (p *issuerProcess) listen(context.Context) (err error) {
 	c := p.cfg.Issuer
@@ -161,12 +183,15 @@ func (p *issuerProcess) listen(context.Context) (err error) {
 		}
 		p.onClose(func() { p.ops.Close() })
 	}
-	return nil
+	return handedOver().rest()
 }
 
 // openBus starts the embedded server, or connects to the existing one.
 func (p *issuerProcess) openBus(ctx context.Context) error {
-	if len(p.cfg.Bus.URLs) == 0 && p.identity == nil {
+	if err := p.openCluster(); err != nil {
+		return err
+	}
+	if len(p.cfg.Bus.URLs) == 0 && p.identity == nil || p.peers != nil {
 		if err := p.startBus(); err != nil {
 			return err
 		}
@@ -179,7 +204,7 @@ func (p *issuerProcess) openBus(ctx context.Context) error {
 		return err
 	}
 	p.onClose(p.conn.Close)
-	if err := p.conn.Await(ctx); err != nil {
+	if err := p.awaitBus(ctx); err != nil {
 		return err
 	}
 	if p.server == nil && p.identity == nil {
@@ -187,6 +212,9 @@ func (p *issuerProcess) openBus(ctx context.Context) error {
 	}
 	return nil
 }
+
+// authorityName is the record of the key that signs the log.
+var authorityName = bus.Name("shared", "authority")
 
 // openState opens the sealed buckets, and what the issuers share in them: the authority's key and the admin token.
 func (p *issuerProcess) openState(ctx context.Context) (err error) {
@@ -205,7 +233,7 @@ func (p *issuerProcess) openState(ctx context.Context) (err error) {
 		bus.BucketUsers, bus.BucketSubjects, bus.BucketSessions, bus.BucketClients, bus.BucketKeys,
 		bus.BucketCredentials, bus.BucketAgents, bus.BucketIssuers, bus.BucketJoins,
 	} {
-		if p.buckets[name], err = bus.OpenBucket(ctx, p.conn, name, p.master, 1); err != nil {
+		if p.buckets[name], err = bus.OpenBucket(ctx, p.conn, name, p.master, p.cfg.replicas()); err != nil {
 			return err
 		}
 		if err := p.buckets[name].Watch(ctx, p.guard); err != nil {
@@ -213,7 +241,7 @@ func (p *issuerProcess) openState(ctx context.Context) (err error) {
 		}
 	}
 	keys := p.buckets[bus.BucketKeys]
-	private, err := keys.Once(ctx, bus.Name("shared", "authority"), func() ([]byte, error) {
+	private, err := keys.Once(ctx, authorityName, func() ([]byte, error) {
 		a, err := keyring.NewAuthority()
 		if err != nil {
 			return nil, err
@@ -226,15 +254,11 @@ func (p *issuerProcess) openState(ctx context.Context) (err error) {
 	if p.authority, err = keyring.ParseAuthority(private); err != nil {
 		return fmt.Errorf("opening the authority's key: %w", err)
 	}
-	token, err := keys.Once(ctx, bus.Name("shared", "admin-token"), func() ([]byte, error) { return []byte(randomToken()), nil })
-	if err != nil {
-		return fmt.Errorf("opening the admin token: %w", err)
-	}
-	p.adminToken = string(token)
-	if err := writePublished(filepath.Join(p.cfg.DataDir, adminTokenFile), append(token, '\n')); err != nil {
-		return fmt.Errorf("writing the admin token: %w", err)
-	}
-	return nil
+	path := filepath.Join(p.cfg.DataDir, adminTokenFile)
+	p.adminToken, err = issuer.OpenAdminToken(ctx, keys, func(token string) error {
+		return writePublished(path, []byte(token+"\n"))
+	}, p.log)
+	return err
 }
 
 // openFleet begins to hear the agents.
@@ -255,7 +279,7 @@ func (p *issuerProcess) openParts(ctx context.Context) (err error) {
 			p.noteDue(entries)
 			return errors.Join(feed.Note(entries), p.store.Journal(entries))
 		},
-		Pulse: p.clocks.Hear, Logger: p.log.Named("replica"),
+		Pulse: p.clocks.Hear, Alive: p.vitals.loop("log"), Logger: p.log.Named("replica"),
 	})
 	users, closeUsers, err := openDirectory(ctx, &p.cfg, p.log)
 	if err != nil {
@@ -267,9 +291,11 @@ func (p *issuerProcess) openParts(ctx context.Context) (err error) {
 		Log:       p.entries, Replica: p.replica, Fleet: issuerFleet{p.fleet, p.ledger, p.enrolment, p.runID}, Enrolment: p.enrolment, Feed: feed,
 		Users: p.buckets[bus.BucketUsers], Subjects: p.buckets[bus.BucketSubjects], Sessions: p.buckets[bus.BucketSessions],
 		Clients: p.buckets[bus.BucketClients], Keys: p.buckets[bus.BucketKeys], Credentials: p.buckets[bus.BucketCredentials],
-		Sound: p.sound, ClockOff: p.clocks.Off, Lease: p.own.Current, Asker: p.asker(),
+		Duty: p.duty, Sound: p.sound, ClockOff: p.clocks.Off, Lease: p.own.Current, Asker: p.asker(),
+		Backup: p.takeBackup, AdminToken: p.adminToken,
 		Trail: p.trail, AuditFile: p.auditWriter(), AuditKey: p.master.Derive("audit names", 32),
-		Logger: p.log,
+		CheckRules: checkHandedOut,
+		Logger:     p.log, Registry: p.registry, Overview: p.openOverview(),
 	})
 	if err != nil {
 		return err
@@ -279,12 +305,13 @@ func (p *issuerProcess) openParts(ctx context.Context) (err error) {
 			p.log.Error("could not finish the audit", "error", err)
 		}
 	})
+	p.vitals.probe = func() { _ = p.issuer.Ready() } // whatever it says
 	close(p.opened)
 	return nil
 }
 
-// sound tells whether what this issuer reads may be believed: the buckets, and its own clock.
-func (p *issuerProcess) sound() error { return errors.Join(p.guard.Err(), p.clocks.CheckIssuer()) }
+// sound tells whether what this issuer reads may be believed: the buckets, the log, and its own clock.
+func (p *issuerProcess) sound() error { return errors.Join(p.guard.Err(), p.maySpeak()) }
 
 func (p *issuerProcess) issuerConfig() issuer.Config {
 	c, k := p.cfg.Issuer, p.cfg.Keys
@@ -300,14 +327,18 @@ func (p *issuerProcess) issuerConfig() issuer.Config {
 		Alg: keyring.Alg(k.Alg), Bits: k.Bits, RotateEvery: k.RotateEvery, PublishAhead: k.PublishAhead,
 		Leeway: p.cfg.Agent.Leeway, MinPassword: c.PasswordMinLength, RefuseCommon: c.PasswordCommon == "refuse",
 		LoginLimit: c.LoginPerMinute, RefreshLimit: c.RefreshPerMinute, SourceMultiple: c.SourceMultiple,
-		TrustedProxies: proxies, OnNewNetwork: issuer.Anomaly(c.OnNewNetwork), OnNewAgent: issuer.Anomaly(c.OnNewUserAgent), OpsApart: c.OpsListen != c.Listen,
+		TrustedProxies: proxies, BackupRecipients: c.BackupTo, OnNewNetwork: issuer.Anomaly(c.OnNewNetwork), OnNewAgent: issuer.Anomaly(c.OnNewUserAgent), OpsApart: c.OpsListen != c.Listen,
 	}
 }
 
 // run serves until ctx ends or a part fails, and returns when all has stopped. ready is called once the issuer can
 // make tokens.
 func (p *issuerProcess) run(ctx context.Context, ready func()) error {
-	g, ctx := errgroup.WithContext(ctx)
+	asked := ctx
+	// What serves ends first, and what it stands on goes on until then.
+	base, stopAll := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopAll()
+	g, ctx := errgroup.WithContext(base)
 	g.Go(func() error { return p.replica.Follow(ctx, p.entries) })
 	stop, err := p.conn.Listen(p.granter.Hear, p.books.Hear)
 	if err != nil {
@@ -326,19 +357,47 @@ func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 		return nil
 	})
 	g.Go(func() error { return p.guard.Run(ctx) })
+	g.Go(func() error { p.duty.Run(ctx); return nil })
+	g.Go(func() error { p.monitor.Run(ctx); return nil })
 	g.Go(func() error { p.granter.Run(ctx); return nil })
 	g.Go(func() error { p.books.Run(ctx); return nil })
+	g.Go(func() error { p.behind.Run(ctx); return nil })
 	g.Go(func() error { p.acknowledge(ctx); return nil })
 	g.Go(func() error { return p.issuer.Run(ctx) })
 	g.Go(func() error { return p.answerPasswords(ctx) })
 	g.Go(func() error {
-		replica.KeepCheckpoints(ctx, p.replica, p.entries, p.ledger.Image, checkpointEvery, checkpointEntries, p.log.Named("checkpoint"))
+		replica.KeepCheckpoints(ctx, p.replica, p.entries, p.ledger.Image, p.duty.Held, checkpointEvery, checkpointEntries, p.log.Named("checkpoint"))
 		return nil
 	})
 	g.Go(func() error { return whenReady(ctx, p.issuer.Ready, ready) })
-	for _, l := range p.listeners() {
-		g.Go(func() error { return serve(ctx, newHTTPServer(l.handler), p.guarded(l.Listener), drainWithin) })
+	if p.peers != nil {
+		g.Go(func() error { p.askIfRemoved(ctx, p.busLost, p.noteRemoved); return nil })
 	}
+	g.Go(func() error { p.keepReplicas(ctx); return nil })
+	serving, endServing := context.WithCancel(ctx)
+	defer endServing()
+	var served sync.WaitGroup
+	for _, l := range p.listeners() {
+		served.Add(1)
+		g.Go(func() error {
+			defer served.Done()
+			return serve(serving, newHTTPServer(p.drained(l.handler)), p.guarded(l.Listener), drainWithin)
+		})
+	}
+	g.Go(func() error {
+		select {
+		case <-asked.Done():
+		case err := <-p.removed:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+		p.drain(ctx)
+		endServing()
+		served.Wait()
+		stopAll()
+		return nil
+	})
 	p.log.Info("serving", "issuer", p.public.Addr().String(), "url", p.cfg.Issuer.URL, "admin", p.cfg.Issuer.AdminListen)
 	return g.Wait()
 }
@@ -367,7 +426,7 @@ type handled struct {
 }
 
 func (p *issuerProcess) listeners() []handled {
-	admin := p.issuer.AdminHandler(p.adminToken)
+	admin := p.issuer.AdminHandler(p.adminToken.Is)
 	public := http.NewServeMux()
 	public.Handle("/", p.issuer.PublicHandler())
 	all := []handled{{p.public, public}}
@@ -406,14 +465,6 @@ func awaitReady(ctx context.Context, check func() error) error {
 		}
 	}
 	return nil
-}
-
-// notifyReady tells systemd, where it waits for that.
-func notifyReady(log hclog.Logger) {
-	log.Info("ready")
-	if _, err := sd.SdNotify(false, sd.SdNotifyReady); err != nil {
-		log.Warn("could not notify systemd", "error", err)
-	}
 }
 
 // warnDurability says loudly what an existing NATS does not promise. The embedded server always syncs.

@@ -12,7 +12,7 @@ import (
 func (p *issuerProcess) openAudit(ctx context.Context) (err error) {
 	c := p.cfg.Issuer
 	p.trail, err = bus.OpenAudit(ctx, p.conn, bus.AuditConfig{
-		Issuer: p.cfg.Agent.Name, Master: p.master, MaxAge: c.AuditMaxAge, MaxBytes: int64(c.AuditMaxMiB) << 20,
+		Issuer: p.cfg.Agent.Name, Master: p.master, MaxAge: c.AuditMaxAge, MaxBytes: int64(c.AuditMaxMiB) << 20, Replicas: p.cfg.replicas(),
 	})
 	if err == nil {
 		err = p.trail.Watch(ctx, p.guard)

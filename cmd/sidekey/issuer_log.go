@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/lease"
@@ -16,6 +19,11 @@ import (
 // openLog opens the log. What this issuer saw acknowledged is on its own disk too: a log that lacks some of it is
 // begun anew from there.
 func (p *issuerProcess) openLog(ctx context.Context) (err error) {
+	absent, err := p.conn.Present(p.cfg.Agent.Name)
+	if err != nil {
+		return err
+	}
+	p.onClose(absent)
 	if p.store, err = replica.OpenStore(filepath.Join(p.cfg.DataDir, "log"), p.authority.Public()); err != nil {
 		return err
 	}
@@ -24,14 +32,14 @@ func (p *issuerProcess) openLog(ctx context.Context) (err error) {
 	if _, err := p.store.Restore(known); err != nil {
 		p.log.Error("this issuer's own copy of the log is of no use: it cannot tell whether the bus has lost entries", "error", err)
 	}
-	cfg := bus.LogConfig{Authority: p.authority, Issuer: p.cfg.Agent.Name}
+	cfg := bus.LogConfig{Authority: p.authority, Issuer: p.cfg.Agent.Name, Replicas: p.cfg.replicas(), Took: p.appendTime()}
 	if p.entries, err = bus.OpenLog(ctx, p.conn, cfg); err != nil {
 		return err
 	}
 	lacks, err := p.entries.Lacks(ctx, known.Cursor())
 	if lacks {
 		p.entries.Close()
-		if err := p.beginAnew(ctx, cfg, known); err != nil {
+		if err := p.makeWhole(ctx, cfg, known); err != nil {
 			return err
 		}
 		if p.entries, err = bus.OpenLog(ctx, p.conn, cfg); err != nil {
@@ -39,41 +47,112 @@ func (p *issuerProcess) openLog(ctx context.Context) (err error) {
 		}
 	}
 	p.onClose(func() { p.entries.Close() })
+	if err != nil {
+		return err
+	}
+	// Who may be vouching is on this issuer's own disk too, should the bus's lose it.
+	if p.lists, err = lease.OpenCopies(filepath.Join(p.cfg.DataDir, "log", "grants"), p.entries, p.log.Named("lease")); err == nil {
+		p.onClose(func() { p.lists.Close() })
+	}
 	return err
 }
 
+// makeWhole has a log begun anew that lacks what this issuer knows: by this issuer, or by another that found the same and
+// was first.
+func (p *issuerProcess) makeWhole(ctx context.Context, cfg bus.LogConfig, known *replica.Replica) error {
+	bucket, err := bus.OpenBucket(ctx, p.conn, bus.BucketDuties, p.master, p.cfg.replicas())
+	if err != nil {
+		return err
+	}
+	claim, err := p.claimAnew(ctx, bucket, known.Cursor().Epoch)
+	if err != nil && !errors.Is(err, bus.ErrBegun) {
+		return err
+	}
+	lacks, lerr := p.lacks(ctx, cfg, known)
+	if claim == nil && lacks {
+		return fmt.Errorf("the log lacks entries again: %w; start that issuer, or, if it will not come back, stop every issuer and run `sidekey bus begin-anew --yes --take-over`", err)
+	}
+	if claim == nil || lerr != nil || !lacks { // another has done it
+		if claim != nil {
+			lerr = errors.Join(lerr, claim.Withdraw(ctx))
+		}
+		return lerr
+	}
+	at, err := p.beginAnew(ctx, cfg, known)
+	if err != nil {
+		return err // the claim stays: at its next start this issuer goes on
+	}
+	return claim.Done(ctx, at.Epoch)
+}
+
+// claimAgain is the pause between two looks whether another issuer has begun the log anew.
+const claimAgain = 250 * time.Millisecond
+
+// claimAnew waits while another issuer begins the log anew. Nobody opens the log meanwhile: it would be made where it is absent.
+func (p *issuerProcess) claimAnew(ctx context.Context, bucket *bus.Bucket, known uint64) (*bus.AnewClaim, error) {
+	for said := false; ; said = true {
+		claim, err := bus.ClaimAnew(ctx, bucket, p.cfg.Agent.Name, known, false)
+		if !errors.Is(err, bus.ErrClaimed) {
+			return claim, err
+		}
+		if !said {
+			p.log.Warn("the log lacks entries; waiting for who begins it anew", "error", err)
+		}
+		select {
+		case <-time.After(claimAgain):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w; start that issuer, or, if it will not come back, stop every issuer and run `sidekey bus begin-anew --yes --take-over`", err)
+		}
+	}
+}
+
+func (p *issuerProcess) lacks(ctx context.Context, cfg bus.LogConfig, known *replica.Replica) (bool, error) {
+	l, err := bus.OpenLog(ctx, p.conn, cfg)
+	if err != nil {
+		return false, err
+	}
+	defer l.Close()
+	return l.Lacks(ctx, known.Cursor())
+}
+
 // beginAnew makes a log that has lost entries anew, from this issuer's own copy, and says so loudly.
-func (p *issuerProcess) beginAnew(ctx context.Context, cfg bus.LogConfig, known *replica.Replica) error {
+func (p *issuerProcess) beginAnew(ctx context.Context, cfg bus.LogConfig, known *replica.Replica) (at bus.Position, err error) {
 	p.log.Error("THE LOG HAS LOST ENTRIES that were acknowledged; beginning it anew from this issuer's own copy",
 		"epoch", known.Cursor().Epoch, "known_seq", known.Cursor().Seq)
 	longest, err := p.fleet.Longest(ctx)
 	if err != nil {
-		return err
+		return at, err
 	}
 	held, err := json.Marshal(lease.Blanket(longest, known.Cursor().Position))
 	if err != nil {
-		return err
+		return at, err
 	}
-	at, err := bus.BeginAnew(ctx, p.conn, cfg, known.Cursor(), known.ImageAt, held)
+	at, err = bus.BeginAnew(ctx, p.conn, cfg, known.Cursor(), known.ImageAt, held)
 	if err != nil {
-		return err
+		return at, err
 	}
 	p.log.Error("the log was begun anew: every agent reads it from its checkpoint, and receipts wait for the longest lease",
 		"epoch", at.Epoch, "seq", at.Seq, "revocations", known.Revocations())
-	return nil
+	return at, nil
 }
 
 // openLeases builds the account of who may be vouching, and the pulse that grants leases.
 func (p *issuerProcess) openLeases() {
 	log := p.log.Named("lease")
 	p.ledger = lease.NewLedger(nil)
+	p.behind = &lease.Behind{
+		Authority: p.authority.Public(), Holds: p.entries.Holds, Logger: log,
+		Found: func(agent string, err error) {
+			p.log.Error("THIS ISSUER'S DISK IS OLDER THAN WHAT IT HAS SIGNED; it makes and checks no token any more, and does not tick", "agent_that_knows", agent, "error", err)
+		},
+	}
 	p.books = &lease.Bookkeeper{
-		Ledger: p.ledger, Grants: p.entries.ReadGrants, Held: p.entries.Held, IssuerLease: freshFor, Logger: log,
+		Ledger: p.ledger, Grants: p.lists.ReadGrants, MayHold: p.fleet.MayHold, Held: p.entries.Held, IssuerLease: freshFor, Behind: p.behind, Logger: log,
 		Key: func(ctx context.Context, agent string) (ed25519.PublicKey, error) {
 			return p.fleet.KnownSigningKey(ctx, agent)
 		},
 	}
-	p.own = lease.NewOwn(p.entries, func() bus.Position { return p.replica.Snapshot().Position }, freshFor, nil)
+	p.own = lease.NewOwn(p.lists, func() bus.Position { return p.replica.Snapshot().Position }, freshFor, nil)
 	p.clocks = lease.NewClocks(p.runID, nil)
 	p.granter = lease.NewGranter(lease.GranterConfig{
 		Issuer: p.cfg.Agent.Name, Run: p.runID, Authority: p.authority, Log: p.own, Logger: log,
@@ -81,11 +160,16 @@ func (p *issuerProcess) openLeases() {
 			return p.fleet.SigningKey(ctx, agent)
 		},
 		Known:   p.books.Key,
-		Sound:   p.clocks.CheckIssuer,
+		Alive:   p.vitals.loop("ticks"),
+		Sound:   p.maySpeak,
+		Idle:    p.duty.Held,
 		Note:    p.fleet.NoteLease,
 		Applied: func() uint64 { return p.replica.Snapshot().Position.Seq },
 	})
 }
+
+// maySpeak tells whether this issuer may tick, and so grant leases: its log is not behind what it has signed, and its clock is right.
+func (p *issuerProcess) maySpeak() error { return errors.Join(p.behind.Err(), p.clocks.CheckIssuer()) }
 
 // acknowledge has this issuer tick as soon as it has applied what another may be waiting for: it vouches too, and a
 // receipt needs its word. Ticks stay as far apart as they are for agents that ask.

@@ -15,12 +15,15 @@ import (
 	"github.com/sidekey/sidekey/bus"
 )
 
-// listen opens the address that the configuration has under key. A unix socket gets mode, and one that a process
+// listen opens the address that the configuration has under key, or takes the socket that systemd has opened there. A unix socket gets mode, and one that a process
 // left behind when it died is replaced; one that answers is not. An error says what to do.
 func listen(key, address string, mode fs.FileMode) (net.Listener, error) {
 	l, err := parseListen(address)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	if ln := handedOver().take(l); ln != nil {
+		return ln, nil
 	}
 	if l.network == "unix" {
 		return listenUnix(key, l.address, mode)

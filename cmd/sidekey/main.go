@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // Exit statuses, the same for every command.
@@ -78,6 +79,7 @@ func (a *app) rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.RunE = needCommand(root)
+	root.SetFlagErrorFunc(dashHint)
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
@@ -85,11 +87,20 @@ func (a *app) rootCommand() *cobra.Command {
 	a.addKeyFlags(root.PersistentFlags(), "data_dir")
 	root.AddCommand(
 		a.devCommand(), a.issuerCommand(), a.agentCommand(),
-		a.usersCommand(), a.clientsCommand(), a.credentialsCommand(), a.keysCommand(), a.revokeCommand(), a.sessionsCommand(), a.agentsCommand(), a.issuersCommand(), a.busCommand(),
-		a.tokenCommand(), a.rulesCommand(), a.statusCommand(), a.auditCommand(), a.configCommand(), a.versionCommand(),
+		a.usersCommand(), a.clientsCommand(), a.credentialsCommand(), a.keysCommand(), a.revokeCommand(), a.sessionsCommand(), a.agentsCommand(), a.issuersCommand(), a.adminTokenCommand(), a.busCommand(),
+		a.tokenCommand(), a.rulesCommand(), a.statusCommand(), a.auditCommand(), a.backupCommand(), a.restoreCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(),
 	)
 	a.markStarted(root)
 	return root
+}
+
+// dashHint adds to a refused command line what a KID, in which base64url may begin with a dash, needs.
+func dashHint(_ *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) && unknown.GetSpecifiedShortnames() != "" {
+		return fmt.Errorf("%w; an argument that begins with a dash goes behind --, as in: keys revoke --wait -- KID", err)
+	}
+	return err
 }
 
 // markStarted notes, in front of each command below c, that the command line was understood.

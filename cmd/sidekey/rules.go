@@ -16,7 +16,8 @@ import (
 )
 
 func (a *app) rulesCommand() *cobra.Command {
-	return group("rules", "Who may do what, at the agents", a.rulesCheckCommand(), a.rulesExplainCommand())
+	return group("rules", "Who may do what, at the agents", a.rulesCheckCommand(), a.rulesExplainCommand(),
+		a.rulesPushCommand(), a.rulesStatusCommand(), a.rulesWithdrawCommand(), a.rulesListCommand(), a.rulesShowCommand())
 }
 
 func (a *app) rulesCheckCommand() *cobra.Command {
@@ -41,6 +42,7 @@ type explained struct {
 	Status          int               `json:"status"`
 	Reason          string            `json:"reason"`
 	Rule            string            `json:"rule"`
+	Set             string            `json:"set"`
 	Detail          string            `json:"detail"`
 	Subject         string            `json:"subject"`
 	Headers         map[string]string `json:"headers"`
@@ -123,6 +125,9 @@ func (a *app) explain(body []byte) error {
 	err := a.answer(body, func(w *tabwriter.Writer) {
 		row(w, "decision", fmt.Sprintf("%s (%d)", e.Decision, e.Status))
 		row(w, "rule", e.Rule)
+		if e.Set != "" {
+			row(w, "set", e.Set)
+		}
 		if e.Reason != "" {
 			row(w, "reason", strings.TrimSpace(e.Reason+" "+e.Detail))
 		}

@@ -48,7 +48,11 @@ type rulesKeeper struct {
 	authenticators []string
 	agent          *agent.Agent
 	log            hclog.Logger
+	local          string // version of the file that the agent was given
 }
+
+// mergeError: the file is good by itself, and does not go with what the log hands out.
+type mergeError struct{ error }
 
 // load puts the file in force, or says why not and leaves what is in force.
 func (k *rulesKeeper) load() error {
@@ -56,10 +60,13 @@ func (k *rulesKeeper) load() error {
 	if err != nil {
 		return err
 	}
-	if old := k.agent.Rules(); old != nil && old.Version() == set.Version() {
+	if k.local == set.Version() {
 		return nil
 	}
-	k.agent.SetRules(set)
+	k.local = set.Version()
+	if err := k.agent.SetRules(set); err != nil {
+		return &mergeError{err} // it is in the agent's log and status
+	}
 	k.log.Info("rules in force", "file", k.path, "rules", set.Len(), "version", set.Version())
 	return nil
 }
@@ -67,6 +74,9 @@ func (k *rulesKeeper) load() error {
 // reload is load for a file that has changed. A faulty one changes nothing, and shows in the status until it is mended.
 func (k *rulesKeeper) reload() {
 	err := k.load()
+	if merge := (*mergeError)(nil); errors.As(err, &merge) {
+		err = nil // the agent says so itself, until other sets come
+	}
 	k.agent.SetRulesFault(err)
 	if err != nil {
 		k.log.Error("not taking the changed rules, the old ones stay in force", "error", err)
@@ -101,7 +111,7 @@ func (k *rulesKeeper) run(ctx context.Context) error {
 		case <-settle.C:
 			k.reload()
 		case <-hup:
-			k.reload()
+			notifyReload(k.log, k.reload)
 		case <-ctx.Done():
 			return nil
 		}

@@ -47,11 +47,23 @@ func scriptInvite(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".token"), []byte(ts.ReadFile("stdout")), 0o600))
 }
 
-// scriptNATSServer runs what an operator would start in DIR; its relative paths are from there.
+// natsServers are those that run, by their folder.
+var natsServers sync.Map
+
+// scriptNATSServer runs what an operator would start in DIR, or stops it; its relative paths are from there.
 func scriptNATSServer(ts *testscript.TestScript, neg bool, args []string) {
 	refuseNeg(ts, neg)
+	if len(args) == 2 && args[0] == "-stop" {
+		srv, ok := natsServers.LoadAndDelete(ts.MkAbs(args[1]))
+		if !ok {
+			ts.Fatalf("no nats-server runs in %s", args[1])
+		}
+		srv.(*server.Server).Shutdown()
+		srv.(*server.Server).WaitForShutdown()
+		return
+	}
 	if len(args) != 1 {
-		ts.Fatalf("usage: natsserver DIR")
+		ts.Fatalf("usage: natsserver [-stop] DIR")
 	}
 	dir := ts.MkAbs(args[0])
 	conf := strings.ReplaceAll(ts.ReadFile(filepath.Join(dir, "nats-server.conf")), `"./`, `"`+dir+`/`)
@@ -63,7 +75,9 @@ func scriptNATSServer(ts *testscript.TestScript, neg bool, args []string) {
 	srv, err := server.NewServer(opts)
 	ts.Check(err)
 	srv.Start()
+	natsServers.Store(dir, srv)
 	ts.Defer(func() {
+		natsServers.CompareAndDelete(dir, srv)
 		srv.Shutdown()
 		srv.WaitForShutdown()
 	})

@@ -23,7 +23,11 @@ import (
 // patience is how long a script waits for what must come in a moment; it is far above what a loaded machine needs.
 const patience = 30 * time.Second
 
+// TestMain lets more stories run at once than there are processors: they mostly wait.
 func TestMain(m *testing.M) {
+	if strings.HasSuffix(os.Args[0], ".test") { // not a story's process, which is this binary too
+		flag.Set("test.parallel", "6") //nolint:errcheck // it is a number; -parallel on the command line is read after it
+	}
 	testscript.Main(m, map[string]func(){"sidekey": main})
 }
 
@@ -35,6 +39,12 @@ func TestScript(t *testing.T) {
 		RequireExplicitExec: false,
 		RequireUniqueNames:  true,
 		Cmds:                scriptCommands(),
+		Condition: func(cond string) (bool, error) { // [long]: the slow stories are wanted too
+			if cond != "long" {
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			return long, nil
+		},
 		Setup: func(env *testscript.Env) error {
 			env.Values[proxiesKey{}] = proxies{}
 			env.Setenv("SIDEKEY_ISSUER_PASSWORD_MIN_LENGTH", "1") // the stories' users have the passwords of stories
@@ -68,7 +78,7 @@ func runtimeDir(env *testscript.Env) error {
 //	fleet                              sets ISSUER, ONE, TWO (URLs) and BUS, ONE_LISTEN, TWO_LISTEN (addresses), and
 //	                                   the SIDEKEY_ variables that put an issuer and its bus there
 //	invite NAME                        writes a join token for an agent to $WORK/NAME.token
-//	natsserver DIR                     runs a nats-server, in this process, from DIR/nats-server.conf
+//	natsserver [-stop] DIR             runs a nats-server, in this process, from DIR/nats-server.conf; or stops it
 //	processes FILE                     writes the arguments and environments of the processes to FILE
 //	nosecrets                          searches all files and all that proxies carried for every secret
 //	proxy NAME ADDRESS                 passes TCP on to ADDRESS; sets NAME to its own

@@ -16,13 +16,18 @@ import (
 
 func (a *app) statusCommand() *cobra.Command {
 	var agent string
+	var watch bool
+	var interval time.Duration
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show how the agent and the issuer are",
-		Long: "Show the agent of this host, the issuer, and where the admin token is at hand the agents that the issuer knows.\n" +
-			"Exit status 1 when neither answers.",
+		Short: "Show how the agent, the issuer and the fleet are",
+		Long: "Show the agent of this host, the issuer, and where the admin token is at hand the fleet at a glance: issuers, agents and the\n" +
+			"worst of them, keys, bus, and what is not as it should be. Exit status 1 when neither an agent nor an issuer answers.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if watch {
+				return a.watchStatus(cmd.Context(), agent, interval)
+			}
 			s, err := a.readStatus(cmd.Context(), agent)
 			if err != nil {
 				return err
@@ -41,6 +46,14 @@ func (a *app) statusCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&agent, "agent", "", "address of the agent, a URL or unix:/path (default agent.listen)")
+	cmd.Flags().BoolVar(&watch, "watch", false, "look again and again: a terminal is redrawn, elsewhere a line is appended")
+	cmd.Flags().DurationVar(&interval, "interval", 2*time.Second, "time between two looks of --watch")
+	checkFirst(cmd, func() error {
+		if interval < fastestWatch {
+			return usagef("--interval: want %s or more, got %s", fastestWatch, interval)
+		}
+		return nil
+	})
 	return a.addFormat(cmd)
 }
 
@@ -50,8 +63,8 @@ type status struct {
 	AgentError  string          `json:"agent_error,omitempty"`
 	Issuer      string          `json:"issuer,omitempty"` // "ok"
 	IssuerError string          `json:"issuer_error,omitempty"`
-	Agents      json.RawMessage `json:"agents,omitempty"` // the list of the issuer's GET /admin/v1/agents
-	AgentsError string          `json:"agents_error,omitempty"`
+	Fleet       json.RawMessage `json:"fleet,omitempty"` // the issuer's GET /admin/v1/status
+	FleetError  string          `json:"fleet_error,omitempty"`
 }
 
 // readStatus asks all parts. Only a wrong configuration is an error; a part that is away is told in the status.
@@ -77,22 +90,20 @@ func (a *app) readStatus(ctx context.Context, agent string) (*status, error) {
 		s.Agent = r.body
 	}
 	_, unhealthy := health.call(ctx, http.MethodGet, "/healthz", nil)
-	r, err := admin.call(ctx, http.MethodGet, "/admin/v1/agents", nil)
+	r, err := admin.call(ctx, http.MethodGet, "/admin/v1/status", nil)
 	if unhealthy != nil && err != nil { // an admin socket has no /healthz
 		s.IssuerError = unhealthy.Error()
 		return s, nil
 	}
 	s.Issuer = "ok"
-	var list struct {
-		Agents json.RawMessage `json:"agents"`
+	switch {
+	case err != nil:
+		s.FleetError = err.Error()
+	case !json.Valid(r.body):
+		s.FleetError = "what answers is no issuer"
+	default:
+		s.Fleet = r.body
 	}
-	if err == nil {
-		err = r.decode(&list)
-	}
-	if err != nil {
-		s.AgentsError = err.Error()
-	}
-	s.Agents = list.Agents
 	return s, nil
 }
 
@@ -107,15 +118,11 @@ func (s *status) table(w *tabwriter.Writer) {
 		return
 	}
 	row(w, "issuer", s.Issuer)
-	if s.AgentsError != "" {
-		row(w, "agents", s.AgentsError)
+	if s.FleetError != "" {
+		row(w, "fleet", s.FleetError)
 		return
 	}
-	var list agentsAnswer
-	if json.Unmarshal(s.Agents, &list.Agents) == nil {
-		row(w, "agents", len(list.Agents))
-		list.table(w)
-	}
+	s.fleet().table(w)
 }
 
 // agentRows shows the members of API.md §3 that matter to a person.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -26,6 +27,7 @@ const (
 type waiting struct {
 	on      bool
 	timeout time.Duration
+	means   string // what a confirmed receipt says; "": that no agent accepts it any more
 }
 
 // addWait gives cmd the flags --wait and --timeout.
@@ -54,6 +56,7 @@ type receipt struct {
 	Serving   []string `json:"serving"`
 	NextMS    int64    `json:"next_ms,omitempty"`
 	ElapsedMS int64    `json:"elapsed_ms"`
+	means     string   // as waiting's
 }
 
 // withdraw makes one call that withdraws something. With --wait it then watches the receipt until
@@ -89,6 +92,7 @@ func (a *app) withdraw(cmd *cobra.Command, w *waiting, method, path string, body
 		return a.answer(r.body, func(t *tabwriter.Writer) { row(t, done) }) // nothing was withdrawn
 	}
 	lost := a.watch(cmd.Context(), c, &rec, began, w.timeout)
+	rec.means = w.means
 	return a.finish(&rec, done, lost)
 }
 
@@ -141,7 +145,7 @@ func (a *app) finishWith(text []byte, rec *receipt, done string, lost error) err
 			row(w, line[0], line[1])
 		}
 		if rec.Confirmed {
-			row(w, "confirmed", "after "+rec.elapsed().String()+": no agent accepts it any more")
+			row(w, "confirmed", "after "+rec.elapsed().String()+": "+cmp.Or(rec.means, "no agent accepts it any more"))
 		}
 	})
 	if err != nil || rec.Confirmed {
@@ -194,7 +198,7 @@ func (r *receipt) waitedFor() string {
 		parts = append(parts, names(leased)+" ("+until+")")
 	}
 	if len(serving) > 0 {
-		parts = append(parts, names(serving)+` (on_stale = "serve": vouches without a lease, so only an acknowledgement settles it)`)
+		parts = append(parts, names(serving)+` (on_stale = "serve": vouches without a lease, so only an acknowledgement settles it; gone for good: sidekey bus begin-anew)`)
 	}
 	return strings.Join(parts, "; ")
 }

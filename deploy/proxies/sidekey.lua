@@ -4,7 +4,9 @@
 
 local url = "http://sidekey/v1/auth/haproxy"
 local door = "abns@sidekey-agent" -- the frontend sidekey of haproxy.cfg
-local timeout = 5000 -- ms
+-- More than all the times of the backend sidekey together, which end a question: when this one does, HAProxy asks again, up to
+-- three times, and the client would wait for each.
+local timeout = 15000 -- ms
 
 -- Headers of agent.headers whose names do not begin with X-Auth-, in lower case: {"x-email"}.
 local more = {}

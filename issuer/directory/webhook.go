@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sidekey/sidekey/bus/trace"
 	"github.com/sidekey/sidekey/issuer"
 	"github.com/sidekey/sidekey/keyring/strictjson"
 )
@@ -140,6 +141,9 @@ func (w *Webhook) ask(ctx context.Context, question map[string]string) (a *issue
 		return nil, 0, err
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if of := trace.Of(ctx).String(); of != "" {
+		req.Header.Set(trace.Field, of)
+	}
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", "sidekey")
 	if w.cfg.Secret != "" {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sidekey/sidekey/bus/trace"
 	"github.com/sidekey/sidekey/issuer"
 	"github.com/sidekey/sidekey/issuer/directory"
 )
@@ -70,7 +71,11 @@ func TestWebhook(t *testing.T) {
 	if fmt.Sprint(s.asked) != "map[address:192.0.2.1 password:hunter2 username:anna]" || s.header.Get("Authorization") != "Bearer hook secret" || s.header.Get("Content-Type") != "application/json" {
 		t.Errorf("the service was sent %v %v", s.header, s.asked)
 	}
-	if a, err = w.ByID(t.Context(), "7"); err != nil || a.ID != "7" || fmt.Sprint(s.asked) != "map[id:7]" {
+	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	if _, err = w.Prove(trace.With(t.Context(), trace.Parse(parent)), typed); err != nil || s.header.Get("Traceparent") != parent {
+		t.Errorf("of a trace: got %v, and the service was sent %q", err, s.header.Get("Traceparent"))
+	}
+	if a, err = w.ByID(t.Context(), "7"); err != nil || a.ID != "7" || s.header["Traceparent"] != nil || fmt.Sprint(s.asked) != "map[id:7]" {
 		t.Errorf("ByID: got %+v, %v; the service was sent %v", a, err, s.asked)
 	}
 	s.body = `{"id": "7", "username": "anna", "disabled": true}`

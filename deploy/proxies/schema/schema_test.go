@@ -91,15 +91,28 @@ func validate(t *testing.T, m proto.Message) (checked int) {
 
 // TestEnvoy holds envoy.yaml against Envoy's own types and their rules.
 func TestEnvoy(t *testing.T) {
+	holdEnvoy(t, "envoy.yaml", "path_prefix: /v1/auth/envoy\n")
+}
+
+// TestEnvoyGRPC holds envoy-grpc.yaml likewise: it asks over gRPC, and tells of each field as it came.
+func TestEnvoyGRPC(t *testing.T) {
+	holdEnvoy(t, "envoy-grpc.yaml", "encode_raw_headers: true\n", "grpc_service:", "http2_protocol_options:", "port_value: 7462")
+	if text := read(t, "envoy-grpc.yaml")[0]; strings.Contains(text, "http_service:") || strings.Contains(text, "allowed_headers:") {
+		t.Error("envoy-grpc.yaml asks over HTTP too, or does not tell of every field")
+	}
+}
+
+func holdEnvoy(t *testing.T, file string, more ...string) {
+	t.Helper()
 	b := new(bootstrap.Bootstrap)
-	text := read(t, "envoy.yaml")[0]
+	text := read(t, file)[0]
 	decode(t, text, b)
 	if n := validate(t, b); n < 50 {
 		t.Errorf("%d messages were validated, want all of them", n)
 	}
-	for _, want := range []string{"failure_mode_allow: false", "status_on_error: {code: ServiceUnavailable}", "headers_with_underscores_action: DROP_HEADER", "path_prefix: /v1/auth/envoy\n"} {
+	for _, want := range append(more, "failure_mode_allow: false", "status_on_error: {code: ServiceUnavailable}", "headers_with_underscores_action: DROP_HEADER") {
 		if !strings.Contains(text, want) {
-			t.Errorf("envoy.yaml lacks %q", want)
+			t.Errorf("%s lacks %q", file, want)
 		}
 	}
 	order := []string{"sidekey.before", "envoy.filters.http.ext_authz", "sidekey.after", "envoy.filters.http.router"}
@@ -107,9 +120,38 @@ func TestEnvoy(t *testing.T) {
 	for _, name := range order {
 		next := strings.Index(text, "- name: "+name)
 		if next <= at {
-			t.Errorf("the filter %s is not where it must be", name)
+			t.Errorf("%s: the filter %s is not where it must be", file, name)
 		}
 		at = next
+	}
+}
+
+// TestClientsAddressIsTheProxysWord: of a client with a private address Envoy leaves X-Envoy-External-Address as it came, so
+// whoever hands it to the agent sets it before from the connection; an API key's networks would be the client's to choose.
+func TestClientsAddressIsTheProxysWord(t *testing.T) {
+	const field = "x-envoy-external-address"
+	before, check, _ := strings.Cut(read(t, "envoy.yaml")[0], "- name: envoy.filters.http.ext_authz")
+	if !strings.Contains(check, "- exact: "+field+"\n") {
+		t.Errorf("envoy.yaml does not tell of %s", field)
+	}
+	_, before, _ = strings.Cut(before, "- name: sidekey.before")
+	set := `header: {key: ` + field + `, value: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"}` + "\n" + strings.Repeat(" ", 30) + "append_action: OVERWRITE_IF_EXISTS_OR_ADD\n"
+	if !strings.Contains(before, set) {
+		t.Errorf("envoy.yaml hands on %s without setting it", field)
+	}
+	config := new(mesh.MeshConfig)
+	decode(t, read(t, "istio.yaml")[0], config)
+	route := new(gateway.HTTPRoute)
+	if err := yaml.UnmarshalStrict([]byte(read(t, "gateway-api.yaml")[0]), route); err != nil {
+		t.Fatal(err)
+	}
+	for file, told := range map[string][]string{
+		"istio.yaml":       config.GetExtensionProviders()[0].GetEnvoyExtAuthzHttp().GetIncludeRequestHeadersInCheck(),
+		"gateway-api.yaml": route.Spec.Rules[0].Filters[0].ExternalAuth.HTTPAuthConfig.AllowedRequestHeaders,
+	} {
+		if len(told) == 0 || slices.ContainsFunc(told, func(name string) bool { return strings.EqualFold(name, field) || name == "*" }) {
+			t.Errorf("%s hands on %s, which nothing there sets: %v", file, field, told)
+		}
 	}
 }
 
