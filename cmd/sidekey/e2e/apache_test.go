@@ -64,6 +64,9 @@ func TestApache(t *testing.T) {
 			t.Run("not believed", a.notBelieved)
 			t.Run("revoked", a.revoked)
 			t.Run("a thousand clients", a.thousand)
+			if !jwks { // else nobody is asked
+				t.Run("agent hangs", func(t *testing.T) { a.hanging(t, http.StatusUnauthorized) })
+			}
 			t.Run("agent down", a.agentDown)
 		})
 	}

@@ -102,7 +102,8 @@ func start(t *testing.T, cmd *exec.Cmd) *process {
 	t.Cleanup(func() {
 		p.stop()
 		if t.Failed() {
-			t.Logf("%s said:\n%s", filepath.Base(cmd.Path), p.output())
+			out := p.output()
+			t.Logf("%s said at last:\n%s", filepath.Base(cmd.Path), out[max(0, len(out)-4000):])
 		}
 	})
 	return p
@@ -152,10 +153,16 @@ func freePort(t *testing.T) string {
 	return port
 }
 
-// await calls ok until it gives nil, for half a minute.
+// await calls ok until it gives nil, for a minute.
 func await(t *testing.T, what string, ok func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	awaitFor(t, time.Minute, what, ok)
+}
+
+// awaitFor is await with another bound.
+func awaitFor(t *testing.T, within time.Duration, what string, ok func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	for {
 		err := ok()

@@ -96,7 +96,7 @@ print(refresh, refresh.access_token, RefreshToken.for_user(user).access_token)
 	}
 	for _, k := range keys.Keys {
 		if k.Accept == "simplejwt" {
-			c.sidekey("keys", "revoke", k.KeyID, "--wait")
+			c.sidekey("keys", "revoke", "--wait", "--", k.KeyID)
 		}
 	}
 	if status, body := verify(other); status != http.StatusUnauthorized || !strings.Contains(body, "key_revoked") {
