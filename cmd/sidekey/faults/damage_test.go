@@ -1,0 +1,162 @@
+package faults
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// damages are what a disk does to a file.
+var damages = map[string]func(*rand.Rand, []byte) []byte{
+	"one bit flipped": func(rng *rand.Rand, b []byte) []byte {
+		at := rng.IntN(8 * len(b))
+		b[at/8] ^= 1 << (at % 8)
+		return b
+	},
+	"the tail cut": func(rng *rand.Rand, b []byte) []byte { return b[:len(b)-1-rng.IntN(min(len(b), 200))] },
+	"emptied":      func(*rand.Rand, []byte) []byte { return nil },
+}
+
+// The other streams' blocks (checkpoints, state buckets, audit) are not among them yet.
+//
+// They are the kinds of files of an issuer with its bus, and of an agent, as patterns below their folders; streams is the folder of
+// the bus's streams.
+const streams = "jetstream/jetstream/*/streams/"
+
+var (
+	issuerFiles = []string{
+		"log/checkpoint", "log/journal", "revisions", "revisions.records", "bus.keys", "admin.token", "master.key",
+		"log/grants", streams + "sidekey_grants/msgs/1.blk", streams + "sidekey_log/msgs/1.blk", streams + "sidekey_log/meta.inf", streams + "sidekey_log/meta.sum",
+	}
+	agentFiles = []string{
+		"checkpoint", "journal", "identity/signing.key", "identity/sealing.key", "identity/authority.pub", "identity/bus.json",
+		"identity/agent.creds", "bus.servers",
+	}
+)
+
+// TestDamage: whatever a disk does to a file while its process is down, the process starts and every promise holds, or it refuses to
+// start with a line that says what is wrong, and starts once the file is put back.
+func TestDamage(t *testing.T) {
+	if !long {
+		t.Skip("set SIDEKEY_LONG=1 to damage files")
+	}
+	binary, err := sound()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, of := range []struct {
+		role  string
+		node  func(*site) *node
+		files []string
+	}{
+		{"issuer", (*site).hasBus, issuerFiles},
+		{"agent", func(s *site) *node { return s.agents[0] }, agentFiles},
+	} {
+		for name, damage := range damages {
+			t.Run(of.role+", "+name, func(t *testing.T) {
+				t.Parallel()
+				seed := chooseSeed(t)
+				s := newSite(t, siteConfig{binary: binary, agents: 1, lease: 2 * time.Second, grace: 300 * time.Millisecond})
+				w := &workload{site: s, h: newHistory(), seed: seed}
+				w.prepare()
+				rng := newRand(seed, name)
+				for range 3 {
+					w.revokeOne(rng)
+				}
+				for _, file := range of.files {
+					t.Logf("%s of %s: %s", file, of.role, w.damaged(of.node(s), file, func(b []byte) []byte { return damage(rng, b) }))
+				}
+			})
+		}
+	}
+}
+
+// authRefused is what the server of the bus says of who is not let in.
+var authRefused = regexp.MustCompile(`authentication error`)
+
+// damaged kills a process, damages a file of it, starts it, and says what became of that.
+func (w *workload) damaged(n *node, pattern string, damage func([]byte) []byte) string {
+	n.kill()
+	paths, _ := filepath.Glob(filepath.Join(n.dir, pattern)) // the pattern is ours
+	if len(paths) == 0 {
+		w.Errorf("%s has no file %s", n.name, pattern)
+		n.start()
+		n.ready()
+		return "there is none"
+	}
+	good, err := os.ReadFile(paths[0])
+	if err != nil || len(good) == 0 {
+		n.start()
+		n.ready()
+		return fmt.Sprintf("not damaged: %d bytes, %v", len(good), err)
+	}
+	before, heard := len(n.said()), len(w.hasBus().said())
+	refused := func() bool { return authRefused.MatchString(w.hasBus().said()[heard:]) } // a signature is looked at by the bus alone
+	rolledBack := func() bool { return strings.Contains(n.said()[before:], "THE STATE ON THE BUS WAS ROLLED BACK") }
+	putBack := func() {
+		n.kill()
+		w.write(paths[0], good)
+		n.start()
+		n.ready()
+	}
+	w.write(paths[0], damage(append([]byte{}, good...)))
+	n.start()
+	outcome := "mended"
+	if err := n.awaitUnless(refused); err != nil {
+		said := strings.TrimSpace(n.said()[before:])
+		switch {
+		case n.over():
+			outcome = "refused: " + strings.ReplaceAll(said[strings.LastIndex(said, "\n")+1:], w.dir, "")
+		case refused():
+			outcome = "the bus refuses it"
+		default:
+			w.Errorf("%s damaged: %s is neither ready nor over: %v\n%s", pattern, n.name, err, tail(said, 1500))
+		}
+		putBack()
+	}
+	_, found := w.backAtHead(backWithin)
+	switch {
+	case len(found) == 0:
+	case refused(): // it was ready while the lease of before lasted
+		outcome = "the bus refuses it"
+	case rolledBack(): // a version that was turned into a greater one, so what the bus has looks older
+		outcome = "refused: it takes the state on the bus for one of before"
+	}
+	if len(found) > 0 && outcome != "mended" {
+		putBack()
+		_, found = w.backAtHead(backWithin)
+	}
+	for _, look := range []func() (string, int, []violation){w.lost, w.closedRefused} {
+		_, _, more := look()
+		found = append(found, more...)
+	}
+	found = append(found, w.h.check(w.site).found...)
+	for _, v := range found {
+		w.Errorf("%s damaged, %s: %s", pattern, outcome, v)
+	}
+	if len(found) > 0 {
+		w.FailNow()
+	}
+	return outcome
+}
+
+// awaitUnless is await with more patience, which ends early where the process is not let into the bus.
+func (n *node) awaitUnless(refused func() bool) (err error) {
+	for range 6 {
+		if err = n.await(10 * time.Second); err == nil || n.over() || refused() {
+			return err
+		}
+	}
+	return err
+}
+
+func (w *workload) write(path string, content []byte) {
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		w.Fatal(err)
+	}
+}
