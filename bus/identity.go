@@ -153,13 +153,13 @@ func readIdentity(dir string) (*Identity, error) {
 		return nil, err
 	}
 	if id.User, err = ParseUser(text); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", id.Role.credsFile(), err)
 	}
 	if text, err = read(AuthorityFile); err != nil {
 		return nil, err
 	}
 	if id.Authority, err = keyring.ParseAuthorityKey(string(text)); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", AuthorityFile, err)
 	}
 	if id.CA, err = read(caFile); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -177,15 +177,15 @@ func readIdentity(dir string) (*Identity, error) {
 func (id *Identity) readKeys(read func(string) ([]byte, error), head identityHead) error {
 	seed, err := readBase64(read, signingFile)
 	if err != nil || len(seed) != ed25519.SeedSize {
-		return errors.Join(fmt.Errorf("%s is damaged", signingFile), err)
+		return fmt.Errorf("%s is damaged", signingFile)
 	}
 	id.Signing = ed25519.NewKeyFromSeed(seed)
 	private, err := readBase64(read, sealingFile)
-	if err != nil {
-		return err
+	if err == nil {
+		id.Sealing, err = keyring.ParseSealingKey(private)
 	}
-	if id.Sealing, err = keyring.ParseSealingKey(private); err != nil {
-		return err
+	if err != nil {
+		return fmt.Errorf("%s is damaged", sealingFile)
 	}
 	for _, k := range []struct {
 		file      string

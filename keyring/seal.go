@@ -142,7 +142,7 @@ func GenerateSealingKey() (*SealingKey, error) {
 func ParseSealingKey(private []byte) (*SealingKey, error) {
 	k, err := hpke.MLKEM768X25519().NewPrivateKey(private)
 	if err != nil {
-		return nil, errors.New("reading a sealing key: it is damaged; remove it, and the agent makes and registers another")
+		return nil, errors.New("reading a sealing key: it is damaged")
 	}
 	return &SealingKey{key: k}, nil
 }
