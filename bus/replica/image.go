@@ -160,8 +160,8 @@ func (r *Replica) Load(img []byte) error {
 	}
 	next := &Snapshot{Position: at, Due: at.Seq, Ring: keyring.NewRing(h.Issuer, h.Aud), Ready: old.Ready && at.Epoch == old.Position.Epoch, TickTime: old.TickTime,
 		Sealing: h.Sealing, SealingSeq: h.SealingSeq, Rules: newRuleSets(h.Rules), RulesSeq: h.RulesSeq, chain: h.Chain}
-	if t := time.UnixMilli(h.Tick); h.Tick != 0 && t.After(next.TickTime) {
-		next.TickTime = t
+	if h.Tick != 0 {
+		next.TickTime = time.UnixMilli(h.Tick)
 	}
 	keys := make(map[string]*bus.KeyFact, len(h.Keys))
 	records := make([]keyring.KeyRecord, 0, len(h.Keys))

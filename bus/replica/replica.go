@@ -91,6 +91,7 @@ type Replica struct {
 	tip     *Snapshot                    // what is read: cur, or ahead of it while a key is lacking
 	chains  [rememberedChains]bus.Cursor // the newest, by sequence
 	keys    map[string]*bus.KeyFact      // by kid, boxes united
+	judged  time.Time                    // the greatest time by which anything was dropped
 	pulses  [16]string                   // the runs whose ticks came last, the newest first
 	changed chan struct{}                // closed at the next snapshot
 }
@@ -340,8 +341,10 @@ func (r *Replica) fold(next *Snapshot, en *bus.Entry) error {
 	case *bus.RulesFact:
 		r.foldRules(next, f, en.Seq)
 	case *bus.Tick:
-		if at := f.At(); at.After(next.TickTime) {
-			next.TickTime = at
+		// Not the greatest: the time goes back with the issuers' clocks when those are set right. What was dropped by the wrong
+		// one is not believed to be there still (Forgotten).
+		if next.TickTime = f.At(); next.TickTime.After(r.judged) {
+			r.judged = next.TickTime
 			r.expire(next)
 		}
 	default:
