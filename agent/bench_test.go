@@ -14,7 +14,6 @@ import (
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/sidekey/sidekey/agent"
 	"github.com/sidekey/sidekey/keyring"
@@ -86,9 +85,7 @@ func BenchmarkVerifyCached(b *testing.B) {
 	compare(b, b.N, func(n int) time.Duration {
 		return timed(n, func(i int) {
 			p, ok := bare.Get(tokens[i%hot])
-			var ts unix.Timespec
-			err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
-			if !ok || p == nil || err != nil || time.Now().IsZero() {
+			if !ok || p == nil || !readBootClock() || time.Now().IsZero() {
 				b.Fatal("the floor failed")
 			}
 		})
