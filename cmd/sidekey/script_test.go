@@ -18,13 +18,17 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/sidekey/sidekey/issuer"
 )
 
 // patience is how long a script waits for what must come in a moment; it is far above what a loaded machine needs.
 const patience = 30 * time.Second
 
-// TestMain lets more stories run at once than there are processors: they mostly wait.
+// TestMain lets more stories run at once than there are processors: they mostly wait. Passwords are hashed at a small cost, in the
+// stories' processes too: what a hash costs is measured in the issuer's tests, and here it would be most of all that is computed.
 func TestMain(m *testing.M) {
+	issuer.DefaultHash = issuer.Hash{Memory: 1 << 10, Time: 1, Threads: 1}
 	if strings.HasSuffix(os.Args[0], ".test") { // not a story's process, which is this binary too
 		flag.Set("test.parallel", "6") //nolint:errcheck // it is a number; -parallel on the command line is read after it
 	}
@@ -161,7 +165,7 @@ type question struct {
 
 // parseQuestion reads the flags and returns what stands behind them.
 func parseQuestion(ts *testscript.TestScript, args []string) (q *question, rest []string) {
-	q = &question{http: http.Client{Timeout: 5 * time.Second}, header: http.Header{}}
+	q = &question{http: http.Client{Timeout: patience}, header: http.Header{}}
 	flags := flag.NewFlagSet("http", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	var socket, tokenFile string
