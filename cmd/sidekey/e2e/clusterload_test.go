@@ -3,10 +3,12 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -14,7 +16,7 @@ import (
 var loader = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 
 // balanced posts to the issuers from the turn's on until one neither refuses the connection nor says 503, for up to
-// ten seconds. A connection that is cut after the request was sent is a failure.
+// half a minute. A connection that is cut after the request was sent is a failure.
 func balanced(urls []string, turn int, path string, body any, elsewhere *atomic.Int64) (answer map[string]any, err error) {
 	text, err := json.Marshal(body)
 	if err != nil {
@@ -40,10 +42,14 @@ func balanced(urls []string, turn int, path string, body any, elsewhere *atomic.
 	}
 }
 
+// postJSON gives status 0 where nobody listens, and -1 where somebody did and gave no answer.
 func postJSON(url string, body []byte) (status int, answer map[string]any, err error) {
 	resp, err := loader.Post(url, "application/json", bytes.NewReader(body))
-	if err != nil {
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
 		return 0, nil, err
+	case err != nil:
+		return -1, nil, err
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
