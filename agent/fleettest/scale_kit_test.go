@@ -12,12 +12,12 @@ import (
 	"github.com/sidekey/sidekey/bus"
 )
 
-// startAgents starts agents at one moment, and gives them when each has been started.
-func startAgents(f *fleettest.Fleet, n int, cfg func(n int) fleettest.AgentConfig) []*fleettest.Agent {
+// startAgents starts agents at one moment, numbered from first on, and gives them when each has been started.
+func startAgents(f *fleettest.Fleet, first, n int, cfg func(n int) fleettest.AgentConfig) []*fleettest.Agent {
 	agents := make([]*fleettest.Agent, n)
 	var all sync.WaitGroup
 	for i := range agents {
-		all.Go(func() { agents[i] = f.Agent(fmt.Sprint("web-", i), cfg(i)) })
+		all.Go(func() { agents[i] = f.Agent(fmt.Sprint("web-", first+i), cfg(first+i)) })
 	}
 	all.Wait()
 	return agents

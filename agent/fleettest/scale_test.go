@@ -30,7 +30,7 @@ func TestRestartTogether(t *testing.T) {
 		dirs[n] = t.TempDir()
 	}
 	start := func(bare bool) []*fleettest.Agent {
-		return startAgents(f, agents, func(n int) fleettest.AgentConfig {
+		return startAgents(f, 0, agents, func(n int) fleettest.AgentConfig {
 			return fleettest.AgentConfig{Length: 15 * time.Minute, Direct: true, Bare: bare, Dir: dirs[n]}
 		})
 	}
@@ -122,13 +122,28 @@ func TestIdle(t *testing.T) {
 			alone := measure(t, apart, 5*time.Second)
 			before := apart.Usage(t)
 			good, begun := f.Token("good"), time.Now()
-			all := startAgents(f, agents, func(int) fleettest.AgentConfig {
+			all := startAgents(f, 0, agents, func(int) fleettest.AgentConfig {
 				return fleettest.AgentConfig{Length: length, Direct: true, Bare: true}
 			})
 			whenAll(t, all, begun, func(a *fleettest.Agent) bool { return a.Verify(good) == 200 })
 			measure(t, apart, 5*time.Second) // what the start left
+			conn, reader := server.Connect(t), server.Reader(t)
+			kept := func() (log, grants uint64) {
+				for _, s := range bus.LookAtHealth(t.Context(), conn, reader, nil, bus.Synced).Streams {
+					switch s.Name {
+					case "log":
+						log = s.Bytes
+					case "grants":
+						grants = s.Bytes
+					}
+				}
+				return log, grants
+			}
 			seq := i.Replica.Snapshot().Position.Seq
+			log0, grants0 := kept()
 			u := measure(t, apart, during)
+			log1, grants1 := kept()
+			t.Logf("the bus keeps, a second: %.0f B of ticks and %.0f B of lists of grants", float64(log1-log0)/during.Seconds(), float64(grants1-grants0)/during.Seconds())
 			t.Logf("leases of %s, %d agents: %d entries in %s; per agent and second: %d B sent, %d B read, %.1f µs of the bus's CPU (%.1f ms a second without agents); %d kB of its memory",
 				length, agents, i.Replica.Snapshot().Position.Seq-seq, during, (u.Out-4*alone.Out)/agents/int64(during.Seconds()), (u.In-4*alone.In)/agents/int64(during.Seconds()),
 				float64((u.CPU-4*alone.CPU).Microseconds())/agents/during.Seconds(), float64(alone.CPU.Milliseconds())/5, (u.Resident-before.Resident)/agents>>10)

@@ -128,6 +128,8 @@ func BenchmarkChurn(b *testing.B) {
 			b.ReportMetric(float64(p50)/float64(plain), "x-floor-"+took.what)
 		}
 		b.ReportMetric(got.memory/1e6/2, "MB-replica")
+		b.ReportMetric(float64(got.log)/1e6, "MB-log-most")
+		b.ReportMetric(float64(got.log)/float64(got.held), "B-log/entry")
 	}
 }
 
@@ -139,6 +141,7 @@ func middle(all []time.Duration) time.Duration {
 
 type churned struct {
 	rate, memory               float64
+	log, held                  uint64 // bytes of the log on the server's disk at most, and the entries in it then
 	lags, images, saves, plain []time.Duration
 }
 
@@ -172,8 +175,10 @@ func churn(b *testing.B, live int) (got churned) {
 	}
 	got.memory = float64(inUse() - before)
 
+	conn, reader := srv.Connect(b), srv.Reader(b)
 	var side sync.WaitGroup
 	var mu sync.Mutex
+	var last time.Time // when the agent had applied what was appended last
 	ends := time.Now().Add(lasts)
 	side.Go(func() { // checkpoints, the issuer's and the agent's, far more often than they are due
 		again := time.NewTicker(pause)
@@ -191,6 +196,9 @@ func churn(b *testing.B, live int) (got churned) {
 			}
 			got.images, got.saves = append(got.images, mid.Sub(at)), append(got.saves, time.Since(mid))
 			got.plain = append(got.plain, plainWrite(b, plain, img))
+			if h := bus.LookAtHealth(b.Context(), conn, reader, nil, bus.Synced); h.LogBytes > got.log {
+				got.log, got.held = h.LogBytes, h.Last-h.First+1
+			}
 		}
 	})
 	begun, n, due := time.Now(), 0, time.NewTicker(every)
@@ -212,7 +220,8 @@ func churn(b *testing.B, live int) (got churned) {
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			got.lags = append(got.lags, time.Since(asked))
+			last = time.Now()
+			got.lags = append(got.lags, last.Sub(asked))
 		})
 		if n%(each*50) == 0 {
 			side.Go(func() {
@@ -222,8 +231,8 @@ func churn(b *testing.B, live int) (got churned) {
 			})
 		}
 	}
-	got.rate = float64(n) / time.Since(begun).Seconds()
 	side.Wait()
+	got.rate = float64(n) / last.Sub(begun).Seconds()
 	if have := agents.Revocations(); have != live+n+1 {
 		b.Fatalf("the agent holds %d revocations at the end, want %d", have, live+n+1)
 	}
