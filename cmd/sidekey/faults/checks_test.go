@@ -1,7 +1,10 @@
+//go:build linux
+
 package faults
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"time"
 )
@@ -19,6 +22,7 @@ const (
 	checkClosed    = "closed is refused"         // what the issuers hold closed, the agents refuse
 	checkBack      = "everyone is back"          // at the head in time, without a hand
 	checkDecided   = "somebody was asked at all" // a run in which nothing happened has shown nothing
+	checkOpen      = "the family is decided"     // porcupine came to an end: neither way it has shown anything
 )
 
 // violation is a promise broken, and how.
@@ -175,19 +179,49 @@ func (h *history) suspects() func(o *op) bool {
 			for _, kid := range o.Revoked {
 				at("kid "+kid, o)
 			}
-		case o.Kind == opRotate && o.Target == "emergency":
-			at("every key", o)
 		case o.Kind == opRevoke:
 			at(o.Target+" "+map[string]string{"jti": o.ID, "sid": o.SID, "sub": o.Sub}[o.Target], o)
 		}
 	}
+	doubtful := h.doubtfulKeys()
 	return func(o *op) bool {
-		for _, name := range []string{"every key", "kid " + o.Kid, "jti " + o.ID, "sid " + o.SID, "sub " + o.Sub} {
+		if doubtful(o) {
+			return true
+		}
+		for _, name := range []string{"kid " + o.Kid, "jti " + o.ID, "sid " + o.SID, "sub " + o.Sub} {
 			if at, ok := since[name]; ok && at <= o.End {
 				return true
 			}
 		}
 		return false
+	}
+}
+
+// doubtfulKeys tells of a check whether its token's key may have been revoked by an emergency rotation that was not answered. It is over
+// by the end of the next one that the same issuer has answered, and revokes what signs then: not a key that signs later.
+func (h *history) doubtfulKeys() func(o *op) bool {
+	signs := make(map[string]time.Duration) // by kid, since when at the latest
+	for _, o := range h.ops {
+		if have, ok := signs[o.Kid]; o.Kind != opRotate && (!ok || o.Start < have) {
+			signs[o.Kid] = o.Start
+		}
+	}
+	type doubt struct{ from, until time.Duration }
+	var doubts []doubt
+	for _, o := range h.of(opRotate) {
+		if o.Target != "emergency" || o.answered() {
+			continue
+		}
+		d := doubt{o.Start, math.MaxInt64}
+		for _, next := range h.of(opRotate) {
+			if next.Node == o.Node && next.Start > o.End && next.answered() {
+				d.until = min(d.until, next.End)
+			}
+		}
+		doubts = append(doubts, d)
+	}
+	return func(o *op) bool {
+		return slices.ContainsFunc(doubts, func(d doubt) bool { return d.from <= o.End && signs[o.Kid] < d.until })
 	}
 }
 
@@ -232,15 +266,22 @@ func (h *history) appliedOrder() (checked int, found []violation) {
 
 // leased: one lease's length after an agent could last begin one, it vouches for nobody; and it never claims a longer one.
 func (h *history) leased(length time.Duration) (checked int, found []violation) {
+	judged := make(map[*dark]int)
 	for _, o := range h.of(opVerify) {
 		for _, d := range h.darks {
 			if d.Agent != o.Node || o.Start <= d.From+length || d.To != 0 && o.Start >= d.To {
 				continue
 			}
 			checked++
+			judged[d]++
 			if o.Status == 200 {
 				found = append(found, violation{checkLease, fmt.Sprintf("%s accepted %s, asked at %s; its last lease can have begun at %s (%s)", o.Node, o.ID, o.Start, d.From, d.Why)})
 			}
+		}
+	}
+	for _, d := range h.darks {
+		if judged[d] == 0 {
+			found = append(found, violation{checkDecided, fmt.Sprintf("nobody asked %s from %s to %s, when it had no lease (%s)", d.Agent, d.From+length, d.To, d.Why)})
 		}
 	}
 	for _, o := range h.of(opStatus) {

@@ -1,3 +1,5 @@
+//go:build linux
+
 package faults
 
 import (
@@ -28,8 +30,15 @@ func (f *familyClient) step(rng *rand.Rand) {
 	}
 	f.uses++
 	switch n := rng.IntN(40); {
-	case n < 22: // the current one
+	case n < 18: // the current one
 		f.present(rng, f.now, 1)
+	case n < 22: // each as soon as it is there, wherever that is: others may not have heard of it yet
+		for range 4 {
+			if f.now.text != "" {
+				f.present(rng, f.now, 1)
+				f.uses++
+			}
+		}
 	case n < 32: // several tabs at once
 		f.present(rng, f.now, 2+rng.IntN(3))
 	case n < 36 && f.before.text != "": // the answer was lost, or so the client thinks

@@ -1,3 +1,5 @@
+//go:build linux
+
 package faults
 
 import (
@@ -51,7 +53,7 @@ var faultAhead = func() (sec int64) {
 	return sign * sec
 }()
 `
-	return buildChanged("clocked", path, changed)
+	return build("clocked", map[string]string{path: changed})
 })
 
 // again starts a node again with its clock so far ahead.

@@ -1,3 +1,5 @@
+//go:build linux
+
 package faults
 
 import (
@@ -80,7 +82,7 @@ var clusterOnly = []*fault{
 			n.kill()
 			time.Sleep(shortFault)
 			n.start()
-			if err := n.await(patience); err != nil {
+			if err := n.await(backWithin); err != nil {
 				w.Errorf("%s after kill -9: %v", n.name, err)
 			}
 		}

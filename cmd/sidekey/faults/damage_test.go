@@ -1,11 +1,13 @@
+//go:build linux
+
 package faults
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +40,40 @@ var (
 		"identity/agent.creds", "bus.servers",
 	}
 )
+
+// How it may end for whoever has a damaged file.
+const (
+	mended      = "mended"             // it starts by itself, and nothing that was acknowledged is lost
+	refused     = "refused"            // it does not start, and names the file
+	notLetIn    = "the bus refuses it" // what the file has is sound in itself, and not true
+	looksOlder  = "it takes the state on the bus for one of before"
+	nobodyReady = "nobody ready" // never right
+)
+
+// mayEnd is what docs/faults.md says of each file.
+var mayEnd = func() map[string][]string {
+	ends := map[string][]string{
+		"revisions":         {mended, refused, looksOlder},
+		"revisions.records": {refused},
+		"bus.keys":          {refused},
+		"master.key":        {refused},
+		"checkpoint":        {mended},
+		"journal":           {mended},
+		"bus.servers":       {mended},
+	}
+	for _, file := range issuerFiles {
+		if ends[file] == nil {
+			ends[file] = []string{mended}
+		}
+	}
+	for _, file := range agentFiles {
+		if ends[file] == nil {
+			ends[file] = []string{refused}
+		}
+	}
+	ends["identity/agent.creds"] = []string{refused, notLetIn, mended} // it has words for people too
+	return ends
+}()
 
 // TestDamage: whatever a disk does to a file while its process is down, the process starts and every promise holds, or it refuses to
 // start with a line that says what is wrong, and starts once the file is put back.
@@ -81,55 +117,49 @@ var authRefused = regexp.MustCompile(`authentication error`)
 
 // damaged kills a process, damages a file of it, starts it, and says what became of that.
 func (w *workload) damaged(n *node, pattern string, damage func([]byte) []byte) string {
-	n.kill()
-	paths, _ := filepath.Glob(filepath.Join(n.dir, pattern)) // the pattern is ours
-	if len(paths) == 0 {
-		w.Errorf("%s has no file %s", n.name, pattern)
-		n.start()
-		n.ready()
-		return "there is none"
-	}
-	good, err := os.ReadFile(paths[0])
-	if err != nil || len(good) == 0 {
-		n.start()
-		n.ready()
-		return fmt.Sprintf("not damaged: %d bytes, %v", len(good), err)
-	}
+	path, good := w.written(n, pattern)
 	before, heard := len(n.said()), len(w.hasBus().said())
-	refused := func() bool { return authRefused.MatchString(w.hasBus().said()[heard:]) } // a signature is looked at by the bus alone
+	notLet := func() bool { return authRefused.MatchString(w.hasBus().said()[heard:]) } // a signature is looked at by the bus alone
 	rolledBack := func() bool { return strings.Contains(n.said()[before:], "THE STATE ON THE BUS WAS ROLLED BACK") }
 	putBack := func() {
 		n.kill()
-		w.write(paths[0], good)
+		w.write(path, good)
 		n.start()
 		n.ready()
 	}
-	w.write(paths[0], damage(append([]byte{}, good...)))
+	w.write(path, damage(append([]byte{}, good...)))
 	n.start()
-	outcome := "mended"
-	if err := n.awaitUnless(refused); err != nil {
+	outcome := mended
+	if err := n.awaitUnless(notLet); err != nil {
 		said := strings.TrimSpace(n.said()[before:])
 		switch {
 		case n.over():
-			outcome = "refused: " + strings.ReplaceAll(said[strings.LastIndex(said, "\n")+1:], w.dir, "")
-		case refused():
-			outcome = "the bus refuses it"
+			if !strings.Contains(said, filepath.Base(path)) || strings.Contains(said, "panic:") {
+				w.Errorf("%s damaged: %s ends, and does not say so of the file:\n%s", pattern, n.name, tail(said, 1500))
+			}
+			outcome = refused + ": " + strings.ReplaceAll(said[strings.LastIndex(said, "\n")+1:], w.dir, "")
+		case notLet():
+			outcome = notLetIn
 		default:
+			outcome = nobodyReady
 			w.Errorf("%s damaged: %s is neither ready nor over: %v\n%s", pattern, n.name, err, tail(said, 1500))
 		}
 		putBack()
 	}
-	_, found := w.backAtHead(backWithin)
+	_, found := w.backAtHead(time.Now(), backWithin)
 	switch {
 	case len(found) == 0:
-	case refused(): // it was ready while the lease of before lasted
-		outcome = "the bus refuses it"
+	case notLet(): // it was ready while the lease of before lasted
+		outcome = notLetIn
 	case rolledBack(): // a version that was turned into a greater one, so what the bus has looks older
-		outcome = "refused: it takes the state on the bus for one of before"
+		outcome = looksOlder
 	}
-	if len(found) > 0 && outcome != "mended" {
+	if how, _, _ := strings.Cut(outcome, ":"); !slices.Contains(mayEnd[pattern], how) {
+		w.Errorf("%s damaged: %s, want one of %q", pattern, outcome, mayEnd[pattern])
+	}
+	if len(found) > 0 && outcome != mended {
 		putBack()
-		_, found = w.backAtHead(backWithin)
+		_, found = w.backAtHead(time.Now(), backWithin)
 	}
 	for _, look := range []func() (string, int, []violation){w.lost, w.closedRefused} {
 		_, _, more := look()
@@ -145,10 +175,30 @@ func (w *workload) damaged(n *node, pattern string, damage func([]byte) []byte) 
 	return outcome
 }
 
+// written kills a process once a file of it has something in it, and gives that.
+func (w *workload) written(n *node, pattern string) (path string, content []byte) {
+	w.Helper()
+	for range 10 {
+		n.kill()
+		paths, _ := filepath.Glob(filepath.Join(n.dir, pattern)) // the pattern is ours
+		if len(paths) > 0 {
+			content, _ = os.ReadFile(paths[0]) // none: it is written yet
+		}
+		if len(content) > 0 {
+			return paths[0], content
+		}
+		n.start()
+		n.ready()
+		w.revokeOne(newRand(w.seed, pattern))
+	}
+	w.Fatalf("%s writes no %s", n.name, pattern)
+	return "", nil
+}
+
 // awaitUnless is await with more patience, which ends early where the process is not let into the bus.
-func (n *node) awaitUnless(refused func() bool) (err error) {
+func (n *node) awaitUnless(notLet func() bool) (err error) {
 	for range 6 {
-		if err = n.await(10 * time.Second); err == nil || n.over() || refused() {
+		if err = n.await(10 * time.Second); err == nil || n.over() || notLet() {
 			return err
 		}
 	}

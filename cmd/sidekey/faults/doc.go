@@ -1,5 +1,5 @@
 // Package faults holds a whole site of sidekey, real processes and real connections, to its promises while everything goes wrong
-// around it. It has tests only.
+// around it. It has tests only, for Linux.
 //
 // Read it in this order:
 //

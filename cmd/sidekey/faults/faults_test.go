@@ -1,3 +1,5 @@
+//go:build linux
+
 package faults
 
 import (
@@ -19,8 +21,6 @@ import (
 // fault is one thing that goes wrong.
 type fault struct {
 	name string
-	// needs says what a site lacks for it, "" where it can happen.
-	needs func(s *site) string
 	// inject lets it begin, and gives what ends it. It may last on for a while in inject.
 	inject func(w *workload, rng *rand.Rand) (heal func())
 	// costs are the checks that it may make fail: what docs/faults.md says it costs.
@@ -43,26 +43,17 @@ func beyondLease(s *site) time.Duration { return s.lease + 700*time.Millisecond 
 
 func withinLease(s *site) time.Duration { return s.lease / 3 }
 
-func several(role string, of func(*site) []*node) func(*site) string {
-	return func(s *site) string {
-		if len(of(s)) < 2 {
-			return "more than one " + role
-		}
-		return ""
-	}
-}
-
 // hasBus is the issuer that has the bus in it: without it nobody hears anything.
 func (s *site) hasBus() *node { return s.issuers[0] }
 
 // faults are all of them that need no more than processes and proxies.
 var faults = []*fault{
-	{name: "kill -9 of the issuer with the bus", inject: func(w *workload, _ *rand.Rand) func() {
+	{name: "kill -9 of the issuer with the bus", lasts: beyondLease, inject: func(w *workload, _ *rand.Rand) func() {
 		light := w.h.darkenAfter(w.hasBus().kill, "the issuer with the bus is dead", w.agents...)
 		return func() { light(); w.hasBus().start() }
 	}},
 	{name: "kill -9 of the issuer with the bus while it ends sessions", inject: killEnding},
-	{name: "kill -9 of an issuer", needs: several("issuer", func(s *site) []*node { return s.issuers }), inject: func(w *workload, rng *rand.Rand) func() {
+	{name: "kill -9 of an issuer", inject: func(w *workload, rng *rand.Rand) func() {
 		n := w.issuers[1+rng.IntN(len(w.issuers)-1)]
 		n.kill()
 		return n.start
@@ -100,7 +91,7 @@ var faults = []*fault{
 		light := w.h.darkenAfter(func() { w.hasBus().signal(syscall.SIGSTOP) }, "the issuer with the bus stands still", w.agents...)
 		return func() { light(); w.hasBus().signal(syscall.SIGCONT) }
 	}},
-	{name: "SIGSTOP of an issuer beyond its lease", needs: several("issuer", func(s *site) []*node { return s.issuers }),
+	{name: "SIGSTOP of an issuer beyond its lease",
 		lasts: func(*site) time.Duration { return 6 * time.Second },
 		inject: func(w *workload, rng *rand.Rand) func() {
 			n := w.issuers[1+rng.IntN(len(w.issuers)-1)]
@@ -112,7 +103,7 @@ var faults = []*fault{
 		light := w.h.darkenAfter(n.cutOff, "cut off", n)
 		return func() { light(); n.proxy.Resume() }
 	}},
-	{name: "partition of an issuer", needs: several("issuer", func(s *site) []*node { return s.issuers }), lasts: beyondLease,
+	{name: "partition of an issuer", lasts: beyondLease,
 		inject: func(w *workload, rng *rand.Rand) func() {
 			n := w.issuers[1+rng.IntN(len(w.issuers)-1)]
 			n.cutOff()
@@ -132,11 +123,17 @@ var faults = []*fault{
 	{name: "an agent hears everything later than its lease lasts", lasts: func(s *site) time.Duration { return 2*s.lease + time.Second },
 		inject: slowPath(func(s *site) time.Duration { return s.lease + s.lease/4 })},
 	{name: "an agent hears late, then nothing", lasts: beyondLease, inject: hearsLate},
-	{name: "an agent's old folder is put back, and the bus is away", lasts: func(s *site) time.Duration { return s.lease / 2 }, inject: oldFolder},
+	{name: "an agent's old folder is put back, and the bus is away", lasts: beyondLease, inject: oldFolder},
 	{name: "an agent loses what is said live", lasts: beyondLease, inject: func(w *workload, rng *rand.Rand) func() {
 		n := w.anyAgent(rng)
+		before := n.proxy.Dropped()
 		n.proxy.DropSubject(bustest.ToClient, "sidekey.live.")
-		return n.proxy.Resume
+		return func() {
+			if n.proxy.Dropped() == before {
+				w.Errorf("%s has lost nothing", n.name)
+			}
+			n.proxy.Resume()
+		}
 	}},
 	{name: "connections break again and again", lasts: beyondLease, inject: func(w *workload, rng *rand.Rand) func() {
 		stop, done := make(chan struct{}), make(chan struct{})
@@ -161,7 +158,7 @@ var faults = []*fault{
 		for _, n := range w.issuers {
 			n.end()
 			n.start()
-			if err := n.await(patience); err != nil {
+			if err := n.await(backWithin); err != nil {
 				w.Errorf("rolling restart: %s: %v", n.name, err)
 			}
 		}
@@ -188,7 +185,7 @@ func killEnding(w *workload, rng *rand.Rand) func() {
 	wg.Wait()
 	return func() {
 		n.start()
-		if err := n.await(patience); err != nil {
+		if err := n.await(backWithin); err != nil {
 			w.Errorf("%s after kill -9: %v", n.name, err)
 		}
 		for _, p := range pairs {

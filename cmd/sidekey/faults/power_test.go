@@ -1,3 +1,5 @@
+//go:build linux
+
 package faults
 
 import (
@@ -33,7 +35,7 @@ func (n *node) plugDisk() {
 		n.s.Fatal(err)
 	}
 	if err := errors.Join(shell("mkfs.ext4", "-q", "-F", p.image), shell("mount", "-o", "loop", p.image, n.dir)); err != nil {
-		n.s.Skipf("mounting a disk in a file (only root may): %v", err)
+		lacking(n.s, "mounting a disk in a file (only root may): %v", err)
 	}
 	n.s.Cleanup(func() {
 		n.end()
@@ -70,7 +72,7 @@ func (p *powered) cut() {
 
 // powerFaults are losses of power.
 var powerFaults = []*fault{
-	{name: "the issuer with the bus loses its power, and what was not synced", inject: func(w *workload, _ *rand.Rand) func() {
+	{name: "the issuer with the bus loses its power, and what was not synced", lasts: beyondLease, inject: func(w *workload, _ *rand.Rand) func() {
 		light := w.h.darkenAfter(w.hasBus().kill, "the issuer with the bus is dead", w.agents...)
 		w.hasBus().power.cut()
 		return func() { light(); w.hasBus().start() }

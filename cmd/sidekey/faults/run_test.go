@@ -1,3 +1,5 @@
+//go:build linux
+
 package faults
 
 import (
@@ -22,8 +24,7 @@ type plan struct {
 	name   string
 	site   siteConfig
 	faults []*fault
-	times  int  // how often each; 0: once
-	storm  bool // the faults overlap
+	times  int // how often each; 0: once
 	seed   uint64
 
 	backWithin time.Duration // 0: backWithin
@@ -39,17 +40,18 @@ type result struct {
 	h    *history
 }
 
-// awaitBack waits until everybody is back, and notes how long that took at most.
-func (r *result) awaitBack(w *workload) {
-	back, found := w.backAtHead(cmp.Or(r.backWithin, backWithin))
+// awaitBack waits until everybody is back from a fault that ended then, and notes how long that took at most.
+func (r *result) awaitBack(w *workload, ended time.Time) {
+	back, found := w.backAtHead(ended, cmp.Or(r.backWithin, backWithin))
 	r.back, r.late = max(r.back, back), append(r.late, found...)
+	w.late = len(r.late) > 0
 }
 
 // run does what a plan says and checks what came of it. It fails only where it cannot: violations are in the result.
 func (p plan) run(t *testing.T) *result {
 	t.Helper()
 	s := newSite(t, p.site)
-	w := &workload{site: s, h: newHistory(), seed: p.seed}
+	w := &workload{site: s, h: newHistory(), seed: p.seed, mayRefuse: p.costs(violation{check: checkGood})}
 	w.prepare()
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
@@ -57,19 +59,11 @@ func (p plan) run(t *testing.T) *result {
 	rng := newRand(p.seed, "faults")
 	r := &result{plan: p, h: w.h}
 	rest(ctx, calm)
-	if p.storm {
-		w.storm(p.faults, rng)
-	} else {
-		for range max(p.times, 1) {
-			for _, f := range p.faults {
-				w.suffer(f, rng)
-				r.awaitBack(w)
-				rest(ctx, 3*calm)
-			}
+	for range max(p.times, 1) {
+		for _, f := range p.faults {
+			r.awaitBack(w, w.suffer(f, rng))
+			rest(ctx, 3*calm)
 		}
-	}
-	if p.storm {
-		r.awaitBack(w)
 	}
 	rest(ctx, calm)
 	stop()
@@ -82,9 +76,9 @@ func (p plan) run(t *testing.T) *result {
 		r.checked[name] += checked
 		r.found = append(r.found, found...)
 	}
-	r.checked[checkBack] += max(p.times, 1)
+	r.checked[checkBack] += max(p.times, 1) * len(p.faults)
 	r.ops = int(w.h.count.Load())
-	if r.checked[checkRevoked] == 0 || r.checked[checkSuccessor] == 0 {
+	if r.checked[checkRevoked] == 0 || r.checked[checkSuccessor] == 0 || r.checked[checkGood] == 0 {
 		r.found = append(r.found, violation{checkDecided, fmt.Sprint(r.checked)})
 	}
 	r.found = slices.DeleteFunc(r.found, p.costs)
@@ -96,43 +90,30 @@ func (p *plan) costs(v violation) bool {
 	return slices.ContainsFunc(p.faults, func(f *fault) bool { return slices.Contains(f.costs, v.check) })
 }
 
-// suffer has a fault begin, last and end.
-func (w *workload) suffer(f *fault, rng *rand.Rand) {
+// suffer has a fault begin, last and end, and gives when what ends it began.
+func (w *workload) suffer(f *fault, rng *rand.Rand) (ended time.Time) {
 	w.h.note(f.name)
 	heal := f.inject(w, rng)
 	time.Sleep(f.length(w.site))
+	ended = time.Now()
 	heal()
 	w.h.note("over: " + f.name)
+	return ended
 }
 
-// storm has each fault happen once at some time, whatever else happens.
-func (w *workload) storm(faults []*fault, rng *rand.Rand) {
-	order := rng.Perm(len(faults))
-	var heals []func()
-	for n, at := range order {
-		f := faults[at]
-		w.h.note(f.name)
-		heals = append(heals, f.inject(w, rng))
-		time.Sleep(f.length(w.site) / 2)
-		if n > 0 {
-			heals[n-1]()
+// backAtHead waits until every agent is at the head again and vouches, without a hand, and tells how long after the fault's end that was. What
+// a revocation of now answers is the head.
+func (w *workload) backAtHead(ended time.Time, within time.Duration) (time.Duration, []violation) {
+	for {
+		why := w.away()
+		switch took := time.Since(ended); {
+		case took > within:
+			return took, []violation{{checkBack, fmt.Sprintf("after %s: %s", took, cmp.Or(why, "only then"))}}
+		case why == "":
+			return took, nil
 		}
+		time.Sleep(100 * time.Millisecond)
 	}
-	heals[len(heals)-1]()
-}
-
-// backAtHead waits until every agent is at the head again and vouches, without a hand, and tells how long that took. What a
-// revocation of now answers is the head.
-func (w *workload) backAtHead(within time.Duration) (time.Duration, []violation) {
-	began := time.Now()
-	var why string
-	for time.Since(began) < within {
-		if why = w.away(); why == "" {
-			return time.Since(began), nil
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	return within, []violation{{checkBack, fmt.Sprintf("after %s: %s", within, why)}}
 }
 
 // away says who is not back, "" if everybody is.
@@ -145,6 +126,11 @@ func (w *workload) away() string {
 	p, ok := w.login(w.issuers[0], "steady")
 	if !ok {
 		return "nobody can log in"
+	}
+	for _, a := range w.agents {
+		if o := w.verify(a, p.access); o.Status != 200 && !(w.mayRefuse && o.answered()) {
+			return fmt.Sprintf("%s does not accept a token of now: %d %s", a.name, o.Status, o.Reason)
+		}
 	}
 	o := w.revoke(w.issuers[0], p.access, "jti")
 	if !o.Confirmed {
@@ -168,12 +154,18 @@ func (w *workload) lost() (name string, checked int, found []violation) {
 			Users []struct{ Username, ID string }
 		}
 		var keys struct{ Keys []struct{ Kid string } }
-		for path, into := range map[string]any{"/admin/v1/users": &users, "/admin/v1/keys": &keys} {
-			if status, err := n.call(context.Background(), issueWithin, "GET", path, w.admin, nil, into); status != 200 {
-				lost("%s does not answer %s: %d %v", n.name, path, status, err)
-			}
+		var sessions map[string]bool
+		err := w.read(n, "/admin/v1/users", &users)
+		if err == nil {
+			err = w.read(n, "/admin/v1/keys", &keys)
 		}
-		sessions := w.sessionsAt(n, users.Users)
+		if err == nil {
+			sessions, err = w.sessionsAt(n, users.Users)
+		}
+		if err != nil { // who cannot be asked has lost nothing yet
+			found = append(found, violation{checkBack, err.Error()})
+			continue
+		}
 		for _, o := range w.h.ops {
 			switch {
 			case o.Kind == opUser && o.Status == 201:
@@ -197,20 +189,41 @@ func (w *workload) lost() (name string, checked int, found []violation) {
 	return checkLost, checked + w.revokedStill(lost), found
 }
 
+// read reads what an issuer's administrators may, and asks again where there is no answer.
+func (w *workload) read(n *node, path string, into any) error {
+	within := backWithin
+	if w.late { // it was waited for already
+		within = 0
+	}
+	deadline := time.Now().Add(within)
+	for {
+		status, err := n.call(context.Background(), issueWithin, "GET", path, w.admin, nil, into)
+		switch {
+		case status == 200 && err == nil:
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("%s does not answer %s: %d %v", n.name, path, status, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
 // sessionsAt gives the sids that an issuer knows, of the users of the run.
-func (w *workload) sessionsAt(n *node, users []struct{ Username, ID string }) map[string]bool {
+func (w *workload) sessionsAt(n *node, users []struct{ Username, ID string }) (map[string]bool, error) {
 	all := make(map[string]bool)
 	for _, u := range users {
 		if strings.HasPrefix(u.Username, "new-") {
 			continue // nobody logs in as those
 		}
 		var answer struct{ Sessions []struct{ SID string } }
-		n.call(context.Background(), issueWithin, "GET", "/admin/v1/sessions?sub="+u.ID, w.admin, nil, &answer) //nolint:errcheck // none are found then
+		if err := w.read(n, "/admin/v1/sessions?sub="+u.ID, &answer); err != nil {
+			return nil, err
+		}
 		for _, s := range answer.Sessions {
 			all[s.SID] = true
 		}
 	}
-	return all
+	return all, nil
 }
 
 // revokedStill asks every agent once more about the tokens whose revocation was acknowledged, confirmed or not.

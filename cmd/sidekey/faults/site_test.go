@@ -1,3 +1,5 @@
+//go:build linux
+
 package faults
 
 import (
@@ -81,7 +83,7 @@ func newSite(t testing.TB, cfg siteConfig) *site {
 	s := &site{TB: t, siteConfig: cfg, dir: t.TempDir()}
 	var err error
 	if s.memory, err = os.MkdirTemp("/dev/shm", "sidekey-faults-"); err != nil {
-		s.memory = s.dir // leases do not outlive a restart then
+		lacking(t, "making a folder in memory for leases: %v", err)
 	}
 	t.Cleanup(func() { os.RemoveAll(s.memory) })
 	if cfg.networked {
@@ -133,7 +135,7 @@ func (s *site) nodes() []*node { return append(append([]*node{}, s.issuers...), 
 
 func (s *site) node(name, verb, busAddress string, env ...string) *node {
 	n := &node{s: s, name: name, dir: filepath.Join(s.dir, name), args: []string{verb}, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 8}}}
-	n.env = append(append(os.Environ(), "GORACE=atexit_sleep_ms=0"), env...)
+	n.env = append(os.Environ(), env...)
 	if busAddress != "" {
 		n.proxy = bustest.NewProxy(s, busAddress)
 		n.env = append(n.env, "SIDEKEY_BUS_URLS="+n.proxy.URL())
@@ -152,7 +154,7 @@ func (s *site) issuer(name, busAddress string) *node {
 	n := s.node(name, "issuer", busAddress, "SIDEKEY_ISSUER_LISTEN="+listen, "SIDEKEY_DATA_DIR="+filepath.Join(s.dir, name),
 		"SIDEKEY_KEYS_ALG=ES256", "SIDEKEY_KEYS_PUBLISH_AHEAD=0s", "SIDEKEY_ISSUER_LOGIN_PER_MINUTE=0", "SIDEKEY_ISSUER_REFRESH_PER_MINUTE=0",
 		"SIDEKEY_ISSUER_REFRESH_GRACE="+s.grace.String(), "SIDEKEY_ISSUER_PASSWORD_MIN_LENGTH=1", "SIDEKEY_ISSUER_PASSWORD_COMMON=allow",
-		"SIDEKEY_ISSUER_AUDIT_MAX_MIB=8")
+		"SIDEKEY_ISSUER_AUDIT_MAX_MIB=8", "SIDEKEY_ISSUER_MAX_SESSIONS=100000")
 	n.url = "http://" + listen
 	first := n.url
 	if len(s.issuers) > 0 {
@@ -240,11 +242,17 @@ func (n *node) signal(sig syscall.Signal) {
 // kill ends the process as nothing can prepare for, and returns when it is gone.
 func (n *node) kill() { n.signal(syscall.SIGKILL); n.gone() }
 
+// drainWithin is how long a process may take to end when it is asked to.
+const drainWithin = 30 * time.Second
+
 // end stops the process as an operator does.
 func (n *node) end() {
 	n.signal(syscall.SIGCONT)
 	n.signal(syscall.SIGTERM)
-	late := time.AfterFunc(10*time.Second, func() { n.signal(syscall.SIGKILL) })
+	late := time.AfterFunc(drainWithin, func() {
+		n.s.Errorf("%s has not ended %s after SIGTERM", n.name, drainWithin)
+		n.signal(syscall.SIGKILL)
+	})
 	defer late.Stop()
 	n.gone()
 }

@@ -1,3 +1,5 @@
+//go:build linux
+
 package faults
 
 import (
@@ -58,9 +60,13 @@ type workload struct {
 	h    *history
 	seed uint64
 
+	late      bool // somebody was not back in time
+	mayRefuse bool // a fault of the run may make agents refuse good tokens
+
 	mu       sync.Mutex
-	tokens   []token // to be checked again and again: the newest, and all that were revoked
-	steady   []token // that nobody revokes
+	tokens   []token // to be checked again and again: the newest,
+	revoked  []token // those whose revocation was acknowledged,
+	steady   []token // and the newest of those that nobody revokes, but with their key
 	made     []token // every access token
 	doubtful []pair  // somebody ended their session, and was not answered
 }
@@ -177,13 +183,23 @@ func (w *workload) watch(t token) {
 func (w *workload) anyToken(rng *rand.Rand) (token, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if rng.IntN(4) == 0 && len(w.steady) > 0 {
+	if n := rng.IntN(4); n == 0 && len(w.steady) > 0 {
 		return w.steady[rng.IntN(len(w.steady))], true
+	} else if n == 1 && len(w.revoked) > 0 {
+		return w.revoked[rng.IntN(len(w.revoked))], true
 	}
 	if len(w.tokens) == 0 {
 		return token{}, false
 	}
 	return w.tokens[rng.IntN(len(w.tokens))], true
+}
+
+// keepSteady has a token that nobody revokes checked again and again, until newer ones take its place.
+func (w *workload) keepSteady(t token) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.steady = append(w.steady, t)
+	w.steady = w.steady[max(len(w.steady)-3, 0):]
 }
 
 // prepare makes the users and the tokens that nobody revokes.
@@ -197,7 +213,7 @@ func (w *workload) prepare() {
 	w.addUser(w.issuers[0], "steady")
 	var p pair
 	w.eventually("the steady user logs in", func() (ok bool) { p, ok = w.login(w.issuers[0], "steady"); return ok })
-	w.steady = append(w.steady, p.access)
+	w.keepSteady(p.access)
 	for _, a := range w.agents { // everybody holds the key by now, or soon
 		w.eventually(a.name+" accepts a token", func() bool { return w.verify(a, p.access).Status == 200 })
 	}
@@ -298,7 +314,13 @@ func (w *workload) revokeOne(rng *rand.Rand) {
 		}
 	}
 	target := []string{"jti", "sid", "jti", "sid", "sub"}[rng.IntN(5)]
-	if o := w.revoke(w.anyIssuer(rng), p.access, target); o.Confirmed {
+	o := w.revoke(w.anyIssuer(rng), p.access, target)
+	if o.Seq != 0 {
+		w.mu.Lock()
+		w.revoked = append(w.revoked, p.access)
+		w.mu.Unlock()
+	}
+	if o.Confirmed {
 		for _, a := range w.agents {
 			w.verify(a, p.access)
 		}
@@ -320,6 +342,7 @@ func (w *workload) rotate(rng *rand.Rand) {
 	}
 	w.rotateBy(n, body)
 	if p, ok := w.login(w.anyIssuer(rng), "steady"); ok { // by the new key, at once, everywhere
+		w.keepSteady(p.access)
 		for _, a := range w.agents {
 			w.verify(a, p.access)
 		}
