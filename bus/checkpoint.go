@@ -30,7 +30,7 @@ const (
 // authority (header Sidekey-Signature), and names the image by its hash:
 //
 //	{"epoch": 1767225600000, "seq": 412, "chain": […], "id": "…", "first": 17, "chunks": 3, "size": 1300000, "sha256": "base64",
-//	 "last": {"key": 17, "revoke": 411, "tick": 412}}
+//	 "time": 1767225600000, "grants": 9, "past": {"time": 1767225580000, "grants": 7}, "held": 200, "last": {"key": 17, "revoke": 411, "tick": 412}}
 type manifest struct {
 	Position
 	Chain  Chain  `json:"chain"`
@@ -40,10 +40,17 @@ type manifest struct {
 	Size   int    `json:"size"`
 	Time   int64  `json:"time"`   // when it was written, milliseconds since 1970
 	Grants uint64 `json:"grants"` // the last sequence of the grants stream then
+	Past   mark   `json:"past"`   // the same of an earlier checkpoint, up to which the grants can go once that is old enough
 	Held   int    `json:"held"`   // of Size, the last bytes: who may hold leases (lease.Holding), for issuers
 	SHA256 []byte `json:"sha256"` // of the image
 	// The newest sequence of each kind, which outlives the purge of that entry: AppendIf asks for it.
 	Last map[Kind]uint64 `json:"last"`
+}
+
+// mark says how far the grants stream had come when a checkpoint was written; zero: not known.
+type mark struct {
+	Time   int64  `json:"time"`
+	Grants uint64 `json:"grants"`
 }
 
 func (m *manifest) cursor() Cursor { return Cursor{Position: m.Position, Chain: m.Chain} }
@@ -252,6 +259,10 @@ func (l *Log) WriteCheckpoint(ctx context.Context, at Cursor, image, held []byte
 	sum := sha256.Sum256(content)
 	m := &manifest{Position: at.Position, Chain: at.Chain, ID: nuid.Next(), Size: len(content), Held: len(held), SHA256: sum[:], Last: last,
 		Time: l.cfg.Now().UnixMilli(), Grants: grants}
+	forget := uint64(0)
+	if previous != nil {
+		forget, m.Past = previous.grantsBefore(m.Time)
+	}
 	for rest := content; len(rest) > 0; m.Chunks++ {
 		n := min(chunkSize, len(rest))
 		seq, err := l.publishPiece(ctx, &nats.Msg{Subject: l.conn.subjects.chunk(m.ID), Data: rest[:n]})
@@ -280,7 +291,7 @@ func (l *Log) WriteCheckpoint(ctx context.Context, at Cursor, image, held []byte
 	if previous == nil {
 		return nil
 	}
-	return l.purge(ctx, previous, m.Time)
+	return l.purge(ctx, previous, forget)
 }
 
 // publishPiece writes one message of the checkpoint stream. A piece that is written twice, because
@@ -300,16 +311,30 @@ func (l *Log) publishPiece(ctx context.Context, msg *nats.Msg, opts ...jetstream
 // grantsSlack is far longer than it takes from writing a list of grants to appending its tick.
 const grantsSlack = time.Minute
 
-// purge forgets the log behind a checkpoint, the checkpoints before it, and the lists of grants whose
-// ticks are behind it.
-func (l *Log) purge(ctx context.Context, oldest *manifest, now int64) error {
+// grantsBefore gives the list of grants up to which all can go when the next checkpoint is written, 0: none, and what that one carries on.
+// Where many are written within grantsSlack the one before is never old enough: a mark is carried from each to the next until it is.
+func (m *manifest) grantsBefore(now int64) (seq uint64, carry mark) {
+	own := mark{Time: m.Time, Grants: m.Grants}
+	switch slack := grantsSlack.Milliseconds(); {
+	case now-own.Time > slack:
+		return own.Grants, own
+	case m.Past.Time == 0:
+		return 0, own
+	case now-m.Past.Time > slack:
+		return m.Past.Grants, own
+	}
+	return 0, m.Past
+}
+
+// purge forgets the log behind a checkpoint, the checkpoints before it, and the lists of grants up to one.
+func (l *Log) purge(ctx context.Context, oldest *manifest, grants uint64) error {
 	type piece struct {
 		stream string
 		before uint64
 	}
 	pieces := []piece{{l.conn.subjects.logStream(), oldest.Seq + 1}, {l.conn.subjects.checkpointStream(), oldest.First}}
-	if now-oldest.Time > grantsSlack.Milliseconds() {
-		pieces = append(pieces, piece{l.conn.subjects.grantsStream(), oldest.Grants + 1})
+	if grants > 0 {
+		pieces = append(pieces, piece{l.conn.subjects.grantsStream(), grants + 1})
 	}
 	for _, p := range pieces {
 		err := retry(ctx, func(ctx context.Context) error {

@@ -29,7 +29,8 @@ type Feed struct {
 	recent []SeenRevocation // the oldest first
 	last   uint64           // the newest sequence noted
 	wake   chan struct{}    // holds one token while there is something new
-	pace   pace
+	pace   pace             // of all entries
+	due    pace             // of all but ticks, which are acknowledged with the rest, half a minute later
 }
 
 // NewFeed makes a Feed that has seen nothing.
@@ -39,8 +40,15 @@ func NewFeed() *Feed { return &Feed{wake: make(chan struct{}, 1)} }
 func (f *Feed) Note(entries []bus.Entry) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	now := time.Now()
 	if len(entries) > 0 {
-		f.pace.note(entries[len(entries)-1].Seq, time.Now())
+		f.pace.note(entries[len(entries)-1].Seq, now)
+	}
+	for _, en := range slices.Backward(entries) {
+		if _, tick := en.Fact.(*bus.Tick); !tick {
+			f.due.note(en.Seq, now)
+			break
+		}
 	}
 	for _, en := range entries {
 		r, ok := en.Fact.(*bus.Revocation)

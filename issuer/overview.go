@@ -68,7 +68,7 @@ type fleetView struct {
 	Total    int                `json:"total"`
 	States   map[agentState]int `json:"states"`   // every state
 	Vouching int                `json:"vouching"` // runs whose lease has not certainly ended
-	Lag      int64              `json:"lag_ms"`   // of the run farthest behind of those that may vouch, by its acknowledgements
+	Lag      int64              `json:"lag_ms"`   // of the run farthest behind of those that may vouch, by its acknowledgements; ticks are none that it lacks
 	Versions map[string]int     `json:"versions"` // 16 at most, the rest under "other"
 	Worst    []agentView        `json:"worst"`    // 20 at most, those that are not ok
 	More     int                `json:"more"`     // not ok, and not in Worst
@@ -120,7 +120,8 @@ func (i *Issuer) lookAt(agents []bus.AgentInfo, now time.Time) *fleetView {
 	if i.Overview.Vouching != nil {
 		for _, r := range i.Overview.Vouching() {
 			v.Vouching++
-			v.Lag = max(v.Lag, i.Feed.lag(r.Acked.Seq, now).Milliseconds())
+			// What stands before every lease by which it may vouch it has read, acknowledged here or not (lease.Ledger.Receipt).
+			v.Lag = max(v.Lag, i.Feed.owed(max(r.Acked.Seq, r.First.Seq), now).Milliseconds())
 			if left[r.Agent] = max(left[r.Agent], r.Left); r.Serving {
 				left[r.Agent] = time.Duration(1<<63 - 1)
 			}

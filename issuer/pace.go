@@ -10,19 +10,29 @@ const paceKept = 4096
 
 // pace remembers, a sample a second, how far the log had come when, so that what somebody lacks has an age. The zero value
 // has seen nothing.
-type pace struct{ samples []paceSample }
+type pace struct {
+	samples []paceSample
+	begun   time.Time // of the newest sample's second
+}
 
+// paceSample is the newest entry of a second, and when it came.
 type paceSample struct {
 	seq uint64
 	at  time.Time
 }
 
+// note takes in how far the log has come; what was noted before says nothing.
 func (p *pace) note(seq uint64, now time.Time) {
-	if n := len(p.samples); n > 0 && now.Sub(p.samples[n-1].at) < time.Second && p.samples[n-1].seq <= seq {
-		return
-	}
-	if p.samples = append(p.samples, paceSample{seq, now}); len(p.samples) > 2*paceKept {
-		p.samples = slices.Clone(p.samples[paceKept:])
+	n := len(p.samples)
+	switch {
+	case n > 0 && seq <= p.samples[n-1].seq:
+	case n > 0 && now.Sub(p.begun) < time.Second:
+		p.samples[n-1] = paceSample{seq, now} // the last before a silence counts too
+	default:
+		p.begun = now
+		if p.samples = append(p.samples, paceSample{seq, now}); len(p.samples) > 2*paceKept {
+			p.samples = slices.Clone(p.samples[paceKept:])
+		}
 	}
 }
 
@@ -46,4 +56,11 @@ func (f *Feed) lag(seq uint64, now time.Time) time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.pace.lag(seq, now)
+}
+
+// owed is how long whoever has acknowledged up to seq has owed the acknowledgement of an entry that is no tick.
+func (f *Feed) owed(seq uint64, now time.Time) time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.due.lag(seq, now)
 }

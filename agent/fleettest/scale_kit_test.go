@@ -3,13 +3,16 @@ package fleettest_test
 import (
 	"fmt"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/sidekey/sidekey/agent/fleettest"
 	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/bustest"
 )
 
 // startAgents starts agents at one moment, numbered from first on, and gives them when each has been started.
@@ -20,7 +23,41 @@ func startAgents(f *fleettest.Fleet, first, n int, cfg func(n int) fleettest.Age
 		all.Go(func() { agents[i] = f.Agent(fmt.Sprint("web-", first+i), cfg(first+i)) })
 	}
 	all.Wait()
+	if n := slices.Index(agents, nil); n >= 0 { // what it said failed the test, and ended its own goroutine only
+		f.Fatalf("agent web-%d did not start", first+n)
+	}
 	return agents
+}
+
+// failing is a test that is expected to fail.
+type failing struct {
+	testing.TB
+	said atomic.Int32
+}
+
+func (f *failing) Fatal(...any) { f.said.Add(1); runtime.Goexit() }
+
+func (f *failing) Fatalf(string, ...any) { f.Fatal() }
+
+// TestAgentNotStarted: where an agent cannot be started the test ends there, and not at a nil pointer.
+func TestAgentNotStarted(t *testing.T) {
+	tb, returned, done := &failing{TB: t}, false, make(chan struct{})
+	f := fleettest.StartOn(tb, bustest.Start(t))
+	go func() {
+		defer close(done)
+		startAgents(f, 0, 3, func(n int) fleettest.AgentConfig {
+			cfg := fleettest.AgentConfig{Direct: true, Bare: true}
+			if n == 1 {
+				cfg.Runtime = "/nowhere"
+			}
+			return cfg
+		})
+		returned = true
+	}()
+	<-done
+	if returned || tb.said.Load() != 2 {
+		t.Errorf("one of three agents did not start: startAgents returned is %v, and it was said %d times, want false and by both", returned, tb.said.Load())
+	}
 }
 
 // whenAll waits until something holds of each agent, and gives when, since a moment.

@@ -48,7 +48,8 @@ const (
 	toldConfirm = time.Second // a second look is taken that much later, before an issuer stops for good
 )
 
-// Err says why this issuer may not go on, nil while it may. It is for good: an operator has to choose.
+// Err says why this issuer may not go on, nil while it may. It is for good: an operator has to choose. A process that is started again
+// knows it when an agent shows it again, testifySlowest later at most.
 func (b *Behind) Err() error {
 	if p := b.err.Load(); p != nil {
 		return *p

@@ -34,7 +34,10 @@ type Bookkeeper struct {
 
 	mu     sync.Mutex
 	queue  []noted
+	taking *noted // of what was the queue, what Run takes into the ledger now; nil: nothing
 	ringer chan struct{}
+
+	looked time.Time // at the newest checkpoint for a list that is gone, the last time; Run's own
 }
 
 // noted is an entry and when it was read.
@@ -65,6 +68,26 @@ func (b *Bookkeeper) ring() chan struct{} {
 	return b.ringer
 }
 
+// Lag is for how long the oldest entry that was noted and is not in the ledger has waited; 0: there is none.
+func (b *Bookkeeper) Lag() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.taking != nil:
+		return shortest(b.taking.seen, b.clock())
+	case len(b.queue) > 0:
+		return shortest(b.queue[0].seen, b.clock())
+	}
+	return 0
+}
+
+// takes says what Run takes in now, nil: nothing.
+func (b *Bookkeeper) takes(n *noted) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.taking = n
+}
+
 func (b *Bookkeeper) clock() Reading {
 	if b.Clock != nil {
 		return b.Clock()
@@ -91,8 +114,12 @@ func (b *Bookkeeper) Run(ctx context.Context) {
 		b.mu.Lock()
 		queue := b.queue
 		b.queue = nil
+		if len(queue) > 0 {
+			b.taking = &queue[0]
+		}
 		b.mu.Unlock()
 		for _, n := range queue {
+			b.takes(&n)
 			for err := b.take(ctx, n); err != nil; err = b.take(ctx, n) {
 				if ctx.Err() != nil {
 					return
@@ -108,6 +135,7 @@ func (b *Bookkeeper) Run(ctx context.Context) {
 				}
 			}
 		}
+		b.takes(nil)
 	}
 }
 
@@ -130,6 +158,9 @@ func (b *Bookkeeper) take(ctx context.Context, n noted) error {
 	if t, ok := n.entry.Fact.(*bus.Tick); ok && t.Grants != nil {
 		body, err := b.Grants(ctx, t.ListSeq, t.Grants)
 		if errors.Is(err, bus.ErrNotFound) || errors.Is(err, bus.ErrForged) {
+			if b.covered(ctx, n.entry.Position) {
+				return nil
+			}
 			err = b.outlived(ctx, n, err)
 			body = []byte("{}")
 		}
@@ -142,6 +173,24 @@ func (b *Bookkeeper) take(ctx context.Context, n noted) error {
 	}
 	b.Ledger.Read(n.entry, list.Grants, n.seen, b.IssuerLease)
 	return nil
+}
+
+// coveredApart is the time between two looks at a checkpoint for a list that is gone: it is read whole, and may be large.
+const coveredApart = 10 * time.Second
+
+// covered takes the newest checkpoint's holdings, and tells so, where it is of an entry whose list is gone, or of a later one: whoever wrote it
+// had the list, and what of it counts is among them, as granted now (PROTOCOL 5).
+func (b *Bookkeeper) covered(ctx context.Context, at bus.Position) bool {
+	if !b.looked.IsZero() && time.Since(b.looked) < coveredApart {
+		return false
+	}
+	b.looked = time.Now()
+	if err := b.restore(ctx, bus.Position{Epoch: at.Epoch, Seq: at.Seq + 1}); err != nil {
+		b.Logger.Debug("a list of grants is gone, and no checkpoint stands in for it", "seq", at.Seq, "error", err)
+		return false
+	}
+	b.Logger.Warn("a list of grants is gone; who may hold a lease is taken from the newest checkpoint", "seq", at.Seq)
+	return true
 }
 
 // lostAtLeast is how long a list that is gone is waited for at the least: by then what was noted of its leases is read for certain.

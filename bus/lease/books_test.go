@@ -213,6 +213,40 @@ func TestListOfLongAgo(t *testing.T) {
 	}
 }
 
+// TestListCovered: a list that is gone stops nobody where a checkpoint covers its tick: that one's holdings stand in for it, counted as
+// granted now. An older one, and one of another epoch, do not.
+func TestListCovered(t *testing.T) {
+	for name, why := range map[string]error{"gone": bus.ErrNotFound, "altered": bus.ErrForged} {
+		synctest.Test(t, func(t *testing.T) {
+			o := newOffice(t)
+			o.set(why)
+			first, granted, third, fourth := o.tick(t), o.tick(t, asks("web-1", "a", time.Minute)), o.tick(t), o.tick(t)
+			held := lease.Holding{Agent: "web-1", Run: "a", Grants: []lease.GrantedAt{{Position: granted.Position, Length: time.Minute, Mode: lease.Refuse}}}
+			o.note(first, granted, third, fourth)
+			for at, what := range map[bus.Cursor]string{first.Cursor(): "an older", {Position: bus.Position{Epoch: 2, Seq: 3}}: "another epoch's"} {
+				o.writes(at, held)
+				time.Sleep(11 * time.Second)
+				o.readTo(t, name+", "+what+" checkpoint", 1)
+			}
+			o.clock.pass(30 * time.Second)
+			if lag := o.Lag(); lag != 30*time.Second {
+				t.Errorf("%s, half a minute on: the books lag by %s", name, lag)
+			}
+			o.writes(third.Cursor(), held)
+			time.Sleep(11 * time.Second)
+			o.readTo(t, name+", with a checkpoint that covers it", 4)
+			if lag := o.Lag(); lag != 0 {
+				t.Errorf("%s, all read: the books lag by %s", name, lag)
+			}
+			o.clock.pass(31 * time.Second)
+			rec := o.Ledger.Receipt(fourth.Position, "")
+			if rec == nil || len(rec.Pending) != 1 || rec.Next < 29*time.Second || rec.Next > 30*time.Second {
+				t.Errorf("%s, 31 s after the checkpoint was read: got the receipt %+v, want web-1 pending for 29.6 s", name, rec)
+			}
+		})
+	}
+}
+
 // TestGap: a reader that took a checkpoint has not seen the ticks behind it; the ledger takes that
 // checkpoint's leases, or stands still.
 func TestGap(t *testing.T) {

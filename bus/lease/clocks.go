@@ -90,19 +90,21 @@ func (c *Clocks) Off() time.Duration {
 
 // CheckIssuer gives a *ClockError where an issuer may not tick, since its clock is off the newest tick of another by more
 // than MaxClockOff. Fails closed: that the other has gone since makes this clock no better; that it is set right does. But a tick
-// that came after a silence, and behind which nobody ticks for tickQuiet, was an old one, found in the log by who comes back: it says nothing,
-// or issuers that had all been away would wait for each other for ever.
+// of this clock's past that came after a silence, and behind which nobody ticks for tickQuiet, was an old one, found in the log by who comes back: it
+// says nothing, or issuers that had all been away would wait for each other for ever. One ahead of this clock is not old, whenever it was made.
 func (c *Clocks) CheckIssuer() error {
 	now := c.clock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.heard == 0 || c.alone && now.Boot-c.at > tickQuiet {
+	if c.heard == 0 {
 		return nil
 	}
-	if o := off(now, c.bases[(c.heard-1)%clockTicks]); o.Abs() > MaxClockOff {
-		return &ClockError{Off: o, Issuer: c.from}
+	o := off(now, c.bases[(c.heard-1)%clockTicks])
+	old := c.alone && o > 0 && now.Boot-c.at > tickQuiet
+	if old || o.Abs() <= MaxClockOff {
+		return nil
 	}
-	return nil
+	return &ClockError{Off: o, Issuer: c.from}
 }
 
 func off(now Reading, base time.Duration) time.Duration { return now.Wall - (base + now.Boot) }

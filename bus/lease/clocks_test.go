@@ -84,7 +84,7 @@ func TestNoTickOfAWrongClock(t *testing.T) {
 }
 
 // TestOldTick: who finds a tick of an hour ago in the log, at its start or after an outage of the bus, waits for another only for as long as
-// one that ticks would need.
+// one that ticks would need. A tick of an hour ahead is not of the past: the clock is wrong, here or there, and waiting proves nothing.
 func TestOldTick(t *testing.T) {
 	clock := newClock()
 	clocks := lease.NewClocks("own", clock.read)
@@ -106,5 +106,19 @@ func TestOldTick(t *testing.T) {
 		if clocks.CheckIssuer() == nil {
 			t.Errorf("%s: somebody ticked on, and it may tick with another clock", when)
 		}
+	}
+	clocks = lease.NewClocks("own", clock.read)
+	for _, when := range []string{"at the start", "after an outage"} {
+		clocks.Hear(&bus.Tick{Time: (clock.read().Wall + time.Hour).Milliseconds(), Issuer: "issuer-2", Run: "other"})
+		clock.pass(6 * time.Second)
+		var wrong *lease.ClockError
+		if err := clocks.CheckIssuer(); !errors.As(err, &wrong) || wrong.Off != -time.Hour {
+			t.Errorf("a tick of an hour ahead, %s: got %v, want that this clock is an hour behind", when, err)
+		}
+		clock.turn(0, 0, time.Hour)
+		if err := clocks.CheckIssuer(); err != nil {
+			t.Errorf("a tick of an hour ahead, %s, and the clock set right: got %v", when, err)
+		}
+		clock.pass(time.Hour)
 	}
 }

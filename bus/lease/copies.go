@@ -34,7 +34,9 @@ type Copies struct {
 	logger hclog.Logger
 
 	mu     sync.Mutex
-	file   *os.File // nil: it cannot be written
+	file   *os.File // nil: it could not be opened
+	closed bool
+	opened time.Time // when it was last tried to open it
 	size   int64
 	begun  time.Time
 	places map[[sha256.Size]byte]place // of what is in either file, as far as it is known
@@ -52,8 +54,9 @@ type place struct {
 // Bounds of a Copies' files.
 const (
 	keepCopies  = 20 * time.Minute
-	maxCopies   = 64 << 20 // bytes of one file; a list that was copied longer ago is the bus's alone
-	copiesGrown = 1 << 20  // bytes of the longest line that is read: twice maxList
+	maxCopies   = 64 << 20         // bytes of one file; a list that was copied longer ago is the bus's alone
+	copiesAgain = 10 * time.Second // between two tries to open one
+	copiesGrown = 1 << 20          // bytes of the longest line that is read: twice maxList
 )
 
 // OpenCopies opens, and makes where it is absent, the file at path; its folder is there.
@@ -66,6 +69,7 @@ func OpenCopies(path string, log ListLog, logger hclog.Logger) (*Copies, error) 
 }
 
 func (c *Copies) openLocked() (err error) {
+	c.opened = time.Now()
 	if c.file, err = os.OpenFile(c.path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600); err != nil {
 		return fmt.Errorf("opening this issuer's copy of the grants: %w", err)
 	}
@@ -84,6 +88,7 @@ func (c *Copies) openLocked() (err error) {
 func (c *Copies) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.closed = true
 	if c.file == nil {
 		return nil
 	}
@@ -126,10 +131,15 @@ func (c *Copies) keep(list []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	hash := sha256.Sum256(list)
-	if _, known := c.places[hash]; known || c.file == nil {
+	if _, known := c.places[hash]; known || c.closed || c.file == nil && time.Since(c.opened) < copiesAgain {
 		return
 	}
-	err := c.turnLocked()
+	var err error
+	if c.file == nil {
+		err = c.openLocked()
+	} else {
+		err = c.turnLocked()
+	}
 	if err == nil && c.failed { // what the last write left ends here
 		if _, err = c.file.Write([]byte("\n")); err == nil {
 			c.size++

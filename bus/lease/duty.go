@@ -23,6 +23,7 @@ const (
 	dutyAgain  = 250 * time.Millisecond  // after a write that failed
 	dutyFit    = 25 * time.Millisecond   // between two questions whether this issuer is fit
 	dutySettle = 20 * time.Millisecond   // from hearing that the record is being written until it is
+	dutyTurn   = 15 * time.Minute        // how long one that lags holds it before it offers it to the others, for dutyTake, again
 	dutyWithin = time.Second             // for one read or write
 )
 
@@ -43,7 +44,7 @@ type dutyRecord struct {
 	Run    string `json:"run"`
 }
 
-// DutyConfig is what a Duty needs; all members but Written, Fit and Clock are required.
+// DutyConfig is what a Duty needs; all members but Written, Fit, Lags and Clock are required.
 type DutyConfig struct {
 	Issuer string // this issuer's name
 	Run    string // this process
@@ -52,7 +53,10 @@ type DutyConfig struct {
 	// Written wakes whoever waits for the duty when the record is being written: bus.Bucket.Written. nil: it looks by the clock.
 	Written <-chan struct{}
 	// Fit tells whether this issuer could do what the duty asks: one that is not leaves it to the others. nil: it could.
-	Fit    func() bool
+	Fit func() bool
+	// Lags tells whether this issuer does only part of what the duty asks: it leaves it to the others, and takes it where none of them
+	// does for as long as one of them would need. nil: it does not.
+	Lags   func() bool
 	Clock  Clock // nil: SystemClock
 	Logger hclog.Logger
 }
@@ -77,6 +81,7 @@ type Duty struct {
 	lost    chan struct{} // closed when begin becomes nil, or too old
 	changed chan struct{}
 	taken   int
+	turn    time.Duration // Mono when this run, which lags, took the duty or left it to the others, 0: it does not lag
 }
 
 // NewDuty makes one that nobody holds; Run takes it.
@@ -180,10 +185,15 @@ func (d *Duty) step(ctx context.Context) time.Duration {
 	ctx, cancel := context.WithTimeout(ctx, dutyWithin)
 	defer cancel()
 	fit := d.cfg.Fit == nil || d.cfg.Fit()
+	lags := fit && d.cfg.Lags != nil && d.cfg.Lags()
 	if d.mine() {
-		if !fit {
+		if !fit || lags && d.offers() {
 			d.giveUp()
+			d.turns(lags)
 			return dutyFit
+		}
+		if !lags {
+			d.turns(false)
 		}
 		if err := d.write(ctx, d.cfg.Run); !errors.Is(err, bus.ErrConflict) {
 			if err == nil {
@@ -197,7 +207,7 @@ func (d *Duty) step(ctx context.Context) time.Duration {
 	if !fit && d.looksIn() > 0 {
 		return dutyFit
 	}
-	wait, free := d.look(ctx)
+	wait, free := d.look(ctx, lags)
 	switch {
 	case !fit:
 		return dutyFit
@@ -210,6 +220,7 @@ func (d *Duty) step(ctx context.Context) time.Duration {
 		}
 		return dutyAgain
 	}
+	d.turns(lags)
 	return dutyRenew
 }
 
@@ -223,8 +234,26 @@ func (d *Duty) looksIn() time.Duration {
 	return d.seen + dutyLook - d.cfg.Clock().Mono
 }
 
-// look reads the record, and tells whether it is free, or else when to look again.
-func (d *Duty) look(ctx context.Context) (wait time.Duration, free bool) {
+// offers tells whether one that lags is to leave the duty to others: at once when it begins to lag, and then now and then, for it may be
+// that all do.
+func (d *Duty) offers() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.turn == 0 || d.cfg.Clock().Mono-d.turn >= dutyTurn
+}
+
+// turns notes that this run's turn with the duty begins or ends now, if it lags.
+func (d *Duty) turns(lags bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.turn = 0; lags {
+		d.turn = d.cfg.Clock().Mono
+	}
+}
+
+// look reads the record, and tells whether it is free, or else when to look again. For one that lags it is free once the others have
+// let it stand too.
+func (d *Duty) look(ctx context.Context, lags bool) (wait time.Duration, free bool) {
 	rec, err := d.cfg.Bucket.Get(ctx, d.cfg.Name)
 	var is dutyRecord
 	if err == nil && json.Unmarshal(rec.Value, &is) != nil {
@@ -244,8 +273,14 @@ func (d *Duty) look(ctx context.Context) (wait time.Duration, free bool) {
 	if is.Run != d.cfg.Run {
 		d.loseLocked()
 	}
-	left := d.since + dutyTake - now
-	return min(max(left, 0), dutyLook), is.Run == "" || left <= 0
+	left := d.since - now
+	if is.Run != "" {
+		left += dutyTake
+	}
+	if lags {
+		left += dutyTake
+	}
+	return min(max(left, 0), dutyLook), left <= 0
 }
 
 // write puts this issuer into the record, with its run or as one that gives the duty up, if the record still is as it was last seen.

@@ -22,6 +22,7 @@ type contender struct {
 	lease.DutyBucket
 	cut   atomic.Bool // the bus does not answer it
 	unfit atomic.Bool
+	lags  atomic.Bool
 	rate  float64                       // of its clocks; 0: 1
 	boot  atomic.Int64                  // nanoseconds that only CLOCK_BOOTTIME has passed
 	hang  atomic.Pointer[chan struct{}] // its next calls stand until this is closed, whatever their context says: a paused process
@@ -80,7 +81,7 @@ func contend(t *testing.T, bucket lease.DutyBucket, all ...*contender) {
 		c.DutyBucket = bucket
 		c.Duty = lease.NewDuty(lease.DutyConfig{
 			Issuer: string(rune('a' + n)), Run: "run of " + string(rune('a'+n)), Bucket: c, Name: "duty", Logger: hclog.NewNullLogger(),
-			Fit: func() bool { return !c.unfit.Load() }, Clock: c.clock(begin),
+			Fit: func() bool { return !c.unfit.Load() }, Lags: c.lags.Load, Clock: c.clock(begin),
 		})
 		ctx, stop := context.WithCancel(t.Context())
 		c.stop = stop
@@ -181,6 +182,46 @@ func TestDutyPasses(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestDutyOfWhoLags holds that one that lags leaves the duty to one that does not, and that where all lag one has it nearly always, and
+// now and then offers it.
+func TestDutyOfWhoLags(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := new(contender), new(contender)
+		contend(t, new(bustest.Bucket), a, b)
+		passesTo(t, a)
+		time.Sleep(time.Minute)
+		a.lags.Store(true)
+		if took := passesTo(t, b); took > 2600*time.Millisecond {
+			t.Errorf("passed on after %s, want 2.6 s at most", took)
+		}
+		time.Sleep(time.Hour)
+		if !b.Held() || b.Taken() != 1 || a.Taken() != 1 {
+			t.Errorf("an hour on: held %v, taken %d and %d times, want it to stay with the other", b.Held(), a.Taken(), b.Taken())
+		}
+		b.lags.Store(true)
+		time.Sleep(10 * time.Second)
+		held := 0
+		for range 3600 {
+			time.Sleep(time.Second)
+			if a.Held() || b.Held() {
+				held++
+			}
+		}
+		if taken := a.Taken() + b.Taken(); held < 3560 || taken < 5 || taken > 8 {
+			t.Errorf("both lag: held for %d s of an hour, taken %d times in all, want nearly always, and some four times an hour", held, taken)
+		}
+		well := a
+		if a.Held() {
+			well = b
+		}
+		well.lags.Store(false)
+		time.Sleep(16 * time.Minute)
+		if !well.Held() {
+			t.Error("a quarter of an hour after it ceased to lag the other has it still")
+		}
+	})
 }
 
 // TestDutySuspended holds that a machine which was suspended knows at its first look that it holds nothing: nobody else need have

@@ -117,10 +117,14 @@ type refusal struct {
 }
 
 // Hear takes a request as it came from the bus. It is answered by the next tick, if it is right; a
-// wrong one is refused at once. One goroutine hears all agents, so what one agent has too much is
+// wrong one is refused at once, and so is every one by an issuer that may not tick: the agent asks again, and comes to another. One goroutine hears all agents, so what one agent has too much is
 // dropped before it costs anything: it asks again.
 func (g *Granter) Hear(s bus.Spoken) {
 	if !g.admit(s.Agent) {
+		return
+	}
+	if err := g.sound(); err != nil {
+		refuse(s.Answer, err)
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), tickWithin)
@@ -131,15 +135,41 @@ func (g *Granter) Hear(s bus.Spoken) {
 	}
 	if err != nil {
 		g.cfg.Logger.Warn("refusing a lease", "agent", s.Agent, "error", err)
-		if body, merr := json.Marshal(refusal{err.Error()}); merr == nil {
-			s.Answer(body, nil) //nolint:errcheck // it asks again anyway
-		}
+		refuse(s.Answer, err)
 		return
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.asked = append(g.asked, call{Request: req, answer: s.Answer})
 	g.ring()
+}
+
+func refuse(answer func(body, signature []byte) error, why error) {
+	if body, err := json.Marshal(refusal{why.Error()}); err == nil {
+		answer(body, nil) //nolint:errcheck // it asks again anyway
+	}
+}
+
+// sound tells whether this issuer may tick.
+func (g *Granter) sound() error {
+	if g.cfg.Sound != nil {
+		if err := g.cfg.Sound(); err != nil {
+			return fmt.Errorf("this issuer does not tick, and so makes and checks no token: %w", err)
+		}
+	}
+	return nil
+}
+
+// refuseAll refuses the calls that wait.
+func (g *Granter) refuseAll(why error) {
+	g.mu.Lock()
+	calls := g.asked
+	g.asked = nil
+	clear(g.heard)
+	g.mu.Unlock()
+	for _, c := range calls {
+		refuse(c.answer, why)
+	}
 }
 
 // admit counts a request, of which nothing is proven, and tells whether it is worth a look. The bus
@@ -256,10 +286,9 @@ func (g *Granter) wait(ctx context.Context, d time.Duration, cut chan struct{}) 
 // tick writes down who is to be answered, appends the tick, and answers when both are certain. A
 // tick whose fate is unknown answers nobody.
 func (g *Granter) tick(ctx context.Context) error {
-	if g.cfg.Sound != nil {
-		if err := g.cfg.Sound(); err != nil {
-			return fmt.Errorf("this issuer does not tick, and so makes and checks no token: %w", err)
-		}
+	if err := g.sound(); err != nil {
+		g.refuseAll(err)
+		return err
 	}
 	calls, list, err := g.take()
 	if err != nil {

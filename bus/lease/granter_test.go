@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -156,6 +157,48 @@ func TestRequestsRefused(t *testing.T) {
 			t.Errorf("%d of them were granted a lease", len(p.seen().answers))
 		}
 		t.Logf("%d kinds of wrong requests: 0 granted", len(cases))
+	})
+}
+
+// TestUnsoundRefuses: an issuer that may not tick refuses at once whoever asks, and whoever waits by its next turn, for as long as that lasts:
+// another may grant.
+func TestUnsoundRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var why atomic.Pointer[error]
+		p := newPulse(t, func(c *lease.GranterConfig) {
+			c.Sound = func() error {
+				if err := why.Load(); err != nil {
+					return *err
+				}
+				return nil
+			}
+		})
+		p.run(t)
+		time.Sleep(time.Millisecond) // behind a tick: this one waits
+		p.Hear(p.question(t, request("web-1", "a")))
+		wrong := errors.New("its clock is wrong")
+		why.Store(&wrong)
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+		if n := len(p.seen().refusals); n != 1 {
+			t.Errorf("one that waited as the clock was set wrong: %d refusals, want 1", n)
+		}
+		for n := range 30 {
+			time.Sleep(time.Second)
+			p.set(func() { p.refusals = nil })
+			p.Hear(p.question(t, request("web-1", "a")))
+			if all := p.seen().refusals; len(all) != 1 || !strings.Contains(all[0], "this issuer does not tick") || !strings.Contains(all[0], wrong.Error()) {
+				t.Fatalf("question %d: got the refusals %q, want one at once that says why", n, all)
+			}
+		}
+		why.Store(nil)
+		time.Sleep(2 * time.Second)
+		p.Hear(p.question(t, request("web-1", "a")))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if n := len(p.seen().answers); n != 1 {
+			t.Errorf("once its clock is right: %d answers, want that to the last question", n)
+		}
 	})
 }
 

@@ -41,6 +41,21 @@ func TestLedgerForgets(t *testing.T) {
 	t.Logf("20,000 requests of one run, 20,000 runs of another: at most %d leases of a run, %d runs remembered, and none an hour later", most, len(held))
 }
 
+// TestFirstOfItsLeases: what a run lacks counts from the oldest of its leases that are not over, as in a receipt.
+func TestFirstOfItsLeases(t *testing.T) {
+	b := newBook()
+	var at []bus.Cursor
+	for range 4 {
+		at = append(at, b.reads(asks("web-1", "a", time.Minute)))
+		b.clock.pass(25 * time.Second)
+	}
+	if v := b.Vouching(); len(v) != 1 || v[0].First != at[2].Position || v[0].Acked.Seq != 0 {
+		t.Errorf("100 s after the first lease: got %+v, want one run whose leases begin with that at entry %d", v, at[2].Seq)
+	}
+	b.want(t, "the tick of that lease", at[2], "[] | [web-1] | [] | []")
+	b.want(t, "the tick behind it", at[3], "[] | [] | [web-1] | []")
+}
+
 // TestMergedLeasesAreAsStrict: whatever a run is granted, and when, a ledger that remembers less says
 // settled no sooner than one would that remembers every lease, and at most a sixteenth of a length later.
 func TestMergedLeasesAreAsStrict(t *testing.T) {

@@ -222,6 +222,7 @@ func (r *Renewer) Acknowledge(ctx context.Context) {
 	again := time.NewTimer(ackAgain) // fires when the last one is to be repeated
 	defer again.Stop()
 	var said bus.Position
+	var warned time.Time
 	mayLeave, repeat, pause := false, false, ackAgain
 	for {
 		changed := r.Applied.Changed()
@@ -237,8 +238,9 @@ func (r *Renewer) Acknowledge(ctx context.Context) {
 		if mayLeave && at.Position != said && (fresh || repeat) {
 			mayLeave = false
 			sent, err := r.acknowledge(at)
-			if err != nil {
-				r.Logger.Warn("could not acknowledge", "seq", at.Seq, "error", err)
+			if err != nil && time.Since(warned) > warnApart {
+				r.Logger.Warn("could not acknowledge, trying again: receipts wait for this agent", "seq", at.Seq, "error", err)
+				warned = time.Now()
 			}
 			if sent {
 				if pause = min(2*pause, ackSlowest); fresh {

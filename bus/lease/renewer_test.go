@@ -1,11 +1,16 @@
 package lease_test
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/lease"
@@ -261,6 +266,27 @@ func TestFloorFirst(t *testing.T) {
 		}
 		if len(l.said()) != n {
 			t.Errorf("%d acknowledgements left without a floor", len(l.said())-n)
+		}
+	})
+}
+
+// TestFloorUnwritten: a floor that cannot be written is tried again several times a second, and said so every ten seconds.
+func TestFloorUnwritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, f, said := newLine(t), openFile(t, runtimeDir(t)), new(bytes.Buffer)
+		r := lease.NewRenewer(lease.Renewer{
+			Holder: lease.NewHolder(lease.HolderConfig{Agent: "web-1", Length: time.Minute, Mode: lease.Refuse, Clock: l.now, File: f}),
+			Agent:  "web-1", Key: agentKey("web-1"), Authority: l.authority.Public(), Line: l, Applied: l, Clock: l.now, Logger: hclog.New(&hclog.LoggerOptions{Output: said}),
+		})
+		f.Close()
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { r.Acknowledge(ctx); close(done) }()
+		time.Sleep(time.Minute)
+		stop()
+		<-done
+		if n := strings.Count(said.String(), "could not acknowledge"); n < 5 || n > 6 {
+			t.Errorf("said %d times in a minute, want every 10 s", n)
 		}
 	})
 }

@@ -13,10 +13,11 @@ import (
 	"github.com/sidekey/sidekey/bus"
 )
 
-// How often an agent that sees a rollback shows its last grant: soon, and then less and less often.
+// How often an agent that sees a rollback shows its last grant: soon, and then less often. An issuer that is started again has forgotten what
+// it was shown (Behind), and ticks and signs until it is shown it again.
 const (
 	testifyFirst   = time.Second
-	testifySlowest = 32 * time.Second
+	testifySlowest = 5 * time.Second
 )
 
 // signedGrant is a grant as the authority signed it.
@@ -25,7 +26,7 @@ type signedGrant struct {
 	body, signature []byte
 }
 
-// ownGrants are those that this process was given.
+// ownGrants are those that this process was given. They end with it: who starts again with a kept lease has none to show until its next.
 type ownGrants struct {
 	mu     sync.Mutex
 	offers []signedGrant // taken, and not in force yet, oldest first

@@ -14,6 +14,7 @@ type Vouching struct {
 	Serving    bool          // it goes on without a lease, so nothing says whether it is still there
 	Left       time.Duration // until its lease has certainly ended; 0 where Serving
 	Acked      bus.Position  // the newest entry that it has acknowledged, as far as this issuer knows
+	First      bus.Position  // of the tick of the oldest of its leases that count
 }
 
 // Vouching gives the agents' runs whose leases have not certainly ended, by the log as far as it is
@@ -34,6 +35,9 @@ func (l *Ledger) vouching(issuers bool) []Vouching {
 		for _, g := range r.grants {
 			if g.over(now) {
 				continue
+			}
+			if !live || g.Position.Before(v.First) {
+				v.First = g.Position
 			}
 			live = true
 			if v.Serving = v.Serving || g.Mode == Serve; g.Mode != Serve {

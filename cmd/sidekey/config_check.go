@@ -24,6 +24,7 @@ const (
 	maxLifetime  = 10 * 365 * 24 * time.Hour // of a token or a key: far beyond use, and far from overflow
 	maxAhead     = 30 * 24 * time.Hour
 	maxLeeway    = 5 * time.Minute
+	minStaleness = time.Second // where agents go on asking, the ticks that answer them are a quarter of one apart, and several are to fit in
 	maxCacheSize = 10_000_000
 	maxPerMinute = 1_000_000
 	maxAuditMiB  = 1 << 20
@@ -300,8 +301,8 @@ func (c *Config) validateAgent() error {
 	if ag.Leeway < 0 || ag.Leeway > maxLeeway {
 		return c.fault("agent.leeway", "want a duration from 0s to %s, got %s", maxLeeway, ag.Leeway)
 	}
-	if ag.MaxStaleness < lease.MinLength || ag.MaxStaleness > lease.MaxLength {
-		return c.fault("agent.max_staleness", "want a duration from %s to %s, got %s", lease.MinLength, lease.MaxLength, ag.MaxStaleness)
+	if ag.MaxStaleness < minStaleness || ag.MaxStaleness > lease.MaxLength {
+		return c.fault("agent.max_staleness", "want a duration from %s to %s, got %s", minStaleness, lease.MaxLength, ag.MaxStaleness)
 	}
 	if ag.OnStale != string(lease.Refuse) && ag.OnStale != string(lease.Serve) {
 		return c.fault("agent.on_stale", "want refuse or serve, got %q", ag.OnStale)

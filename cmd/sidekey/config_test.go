@@ -141,6 +141,8 @@ func TestConfigErrors(t *testing.T) {
 		{"[agent]\nleeway = 5", `c.toml:2: agent.leeway: want a duration in quotes such as "30s", got a number`},
 		{"[agent]\nleeway = \"5\"", `c.toml:2: agent.leeway: want a duration such as "30s", "15m" or "168h", got "5"`},
 		{"[agent]\n\nleeway = \"6m\"", `c.toml:3: agent.leeway: want a duration from 0s to 5m0s, got 6m0s`},
+		{"[agent]\nmax_staleness = \"999ms\"", `c.toml:2: agent.max_staleness: want a duration from 1s to 24h0m0s, got 999ms`},
+		{"[agent]\nmax_staleness = \"25h\"", `c.toml:2: agent.max_staleness: want a duration from 1s to 24h0m0s, got 25h0m0s`},
 		{"[agent]\nlisten = [1]", `c.toml:2: agent.listen: want a list of texts, got a number in it`},
 		{"[agent]\nlisten = 2026-01-01", `c.toml:2: agent.listen: want text or a list of texts, got a date or time`},
 		{"[agent]\nlisten = []", `c.toml:2: agent.listen: want at least one address`},
