@@ -70,21 +70,95 @@ func (c *Conn) State(ctx context.Context) ([]string, error) {
 
 func (c *Conn) ours(stream string) bool {
 	s := c.subjects
-	return slices.Contains([]string{s.logStream(), s.checkpointStream(), s.grantsStream(), s.auditStream()}, stream) ||
+	return slices.Contains([]string{s.logStream(), s.checkpointStream(), s.grantsStream(), s.auditStream(), s.restoringStream()}, stream) ||
 		strings.HasPrefix(stream, "KV_"+s.bucket(""))
 }
 
-// RemoveState deletes what State lists. There is no way back.
-func (c *Conn) RemoveState(ctx context.Context) error {
+// metaRestore is the member of the mark's metadata that names the restore.
+const metaRestore = "sidekey_restore"
+
+// ErrOtherState means that what is on the bus was not made by the restore that asks.
+var ErrOtherState = errors.New("what is on the bus is not of this restore")
+
+// The mark of a restore is a stream of no messages, <prefix>_restoring, whose metadata has the restore's id. It is made before
+// all else and removed behind all else, so what stands beside it is half of a state, and that restore's; what stands there
+// without it is whole, or somebody else's.
+func (s subjects) restoringStream() string { return string(s) + "_restoring" }
+
+// MarkRestore makes the mark. ErrOtherState: another restore's is there.
+func (c *Conn) MarkRestore(ctx context.Context, id string, replicas int) error {
+	name := c.subjects.restoringStream()
+	err := retry(ctx, func(ctx context.Context) error {
+		_, err := c.js.CreateStream(ctx, jetstream.StreamConfig{
+			Name: name, Description: "sidekey: a restore is under way, or died", Subjects: []string{string(c.subjects) + ".restoring"},
+			Storage: jetstream.FileStorage, MaxMsgs: 1, Replicas: c.asMany(replicas), Metadata: map[string]string{metaRestore: id},
+		})
+		return err
+	})
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		err = ErrOtherState
+	}
+	if err != nil {
+		return fmt.Errorf("making stream %s, which marks a restore: %w", name, err)
+	}
+	return nil
+}
+
+// RestoreMark gives the id of the restore that has marked the bus, "" where none has.
+func (c *Conn) RestoreMark(ctx context.Context) (id string, err error) {
+	name := c.subjects.restoringStream()
+	err = retry(ctx, func(ctx context.Context) error {
+		s, err := c.js.Stream(ctx, name)
+		if err == nil {
+			id = s.CachedInfo().Config.Metadata[metaRestore]
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return "", fmt.Errorf("looking for stream %s, which marks a restore: %w", name, err)
+	}
+	return id, nil
+}
+
+// RemoveState deletes what State lists, the mark last, if the restore of that id has marked it; else it touches nothing, and
+// gives ErrOtherState unless nothing is there. There is no way back.
+func (c *Conn) RemoveState(ctx context.Context, id string) error {
 	found, err := c.State(ctx)
+	if err != nil || len(found) == 0 {
+		return err
+	}
+	mark, err := c.RestoreMark(ctx)
 	if err != nil {
 		return err
 	}
-	for _, name := range found {
-		err := retry(ctx, func(ctx context.Context) error { return c.js.DeleteStream(ctx, name) })
-		if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
-			return fmt.Errorf("removing stream %s: %w", name, err)
+	if id == "" || mark != id {
+		return ErrOtherState
+	}
+	own := c.subjects.restoringStream()
+	for _, name := range append(slices.DeleteFunc(found, func(name string) bool { return name == own }), own) {
+		if err := c.removeStream(ctx, name); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// RemoveMark says that what was restored is whole. ErrOtherState: the mark is another restore's.
+func (c *Conn) RemoveMark(ctx context.Context, id string) error {
+	mark, err := c.RestoreMark(ctx)
+	if err == nil && mark != id {
+		err = ErrOtherState
+	}
+	if err != nil {
+		return err
+	}
+	return c.removeStream(ctx, c.subjects.restoringStream())
+}
+
+func (c *Conn) removeStream(ctx context.Context, name string) error {
+	err := retry(ctx, func(ctx context.Context) error { return c.js.DeleteStream(ctx, name) })
+	if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return fmt.Errorf("removing stream %s: %w", name, err)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package bus_test
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -35,24 +36,68 @@ func TestRestoreBucket(t *testing.T) {
 	}
 }
 
-// TestState: what is sidekey's on the bus is found, and removed, and nothing else.
+// TestState: what is sidekey's on the bus is found, and removed by the restore that has marked it, and by nobody else.
 func TestState(t *testing.T) {
 	b := bustest.Start(t)
 	conn := b.Connect(t)
-	if found, err := conn.State(t.Context()); err != nil || len(found) > 0 {
-		t.Errorf("State of an empty bus: got %v and %v, want none", found, err)
+	state := func(what string, want ...string) {
+		t.Helper()
+		if found, err := conn.State(t.Context()); err != nil || !slices.Equal(found, want) {
+			t.Errorf("State %s: got %v and %v, want %v", what, found, err, want)
+		}
+	}
+	all := []string{"KV_sidekey_users", "sidekey_checkpoint", "sidekey_grants", "sidekey_log", "sidekey_restoring"}
+	state("of an empty bus")
+	if err := conn.RemoveState(t.Context(), "a"); err != nil {
+		t.Errorf("RemoveState where nothing is: got %v", err)
+	}
+	for range 2 { // the answer to the first was lost
+		if err := conn.MarkRestore(t.Context(), "a", 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := conn.MarkRestore(t.Context(), "b", 1); !errors.Is(err, bus.ErrOtherState) {
+		t.Errorf("MarkRestore by another: got %v, want ErrOtherState", err)
 	}
 	b.Log(t).Close()
 	b.Bucket(t, bus.BucketUsers)
-	found, err := conn.State(t.Context())
-	if want := []string{"KV_sidekey_users", "sidekey_checkpoint", "sidekey_grants", "sidekey_log"}; err != nil || !slices.Equal(found, want) {
-		t.Errorf("State: got %v and %v, want %v", found, err, want)
+	state("of all", all...)
+	for _, other := range []string{"b", ""} {
+		if err := conn.RemoveState(t.Context(), other); !errors.Is(err, bus.ErrOtherState) {
+			t.Errorf("RemoveState by %q: got %v, want ErrOtherState", other, err)
+		}
+		if err := conn.RemoveMark(t.Context(), other); !errors.Is(err, bus.ErrOtherState) {
+			t.Errorf("RemoveMark by %q: got %v, want ErrOtherState", other, err)
+		}
 	}
-	if err := conn.RemoveState(t.Context()); err != nil {
+	if mark, err := conn.RestoreMark(t.Context()); err != nil || mark != "a" {
+		t.Errorf("RestoreMark: got %q and %v, want a", mark, err)
+	}
+	state("after refusals", all...)
+	if err := conn.RemoveState(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
-	if found, err := conn.State(t.Context()); err != nil || len(found) > 0 {
-		t.Errorf("State after RemoveState: got %v and %v, want none", found, err)
+	state("after RemoveState")
+}
+
+// TestStateThatIsWhole: once a restore has removed its mark, no restore removes what it has made; nor where there never was one.
+func TestStateThatIsWhole(t *testing.T) {
+	b := bustest.Start(t)
+	conn := b.Connect(t)
+	if err := conn.MarkRestore(t.Context(), "a", 1); err != nil {
+		t.Fatal(err)
+	}
+	b.Bucket(t, bus.BucketUsers)
+	if err := conn.RemoveMark(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"a", ""} {
+		if err := conn.RemoveState(t.Context(), id); !errors.Is(err, bus.ErrOtherState) {
+			t.Errorf("RemoveState by %q: got %v, want ErrOtherState", id, err)
+		}
+	}
+	if found, err := conn.State(t.Context()); err != nil || !slices.Equal(found, []string{"KV_sidekey_users"}) {
+		t.Errorf("State: got %v and %v, want the bucket alone", found, err)
 	}
 }
 
@@ -87,7 +132,10 @@ func TestAuditRestored(t *testing.T) {
 	}); err != nil || len(all) != 2 {
 		t.Fatalf("Each: got %d records and %v, want 2", len(all), err)
 	}
-	if err := conn.RemoveState(t.Context()); err != nil {
+	if err := conn.MarkRestore(t.Context(), "a", 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.RemoveState(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
 	trail = open()

@@ -19,6 +19,7 @@ import (
 
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/backup"
+	"github.com/sidekey/sidekey/bus/replica"
 	"github.com/sidekey/sidekey/issuer"
 )
 
@@ -60,26 +61,29 @@ func inProcessEnv(dir string) []string {
 	}
 }
 
-// oneSession is what a client knows of its session, in the order in which it learnt it.
-type oneSession struct {
-	tokens   *issuer.Tokens
-	used     []string  // refresh tokens that were exchanged, oldest first
-	finished time.Time // when the client had its last answer
-	seq      uint64    // of its revocation; 0: none
+// oneLife is what a client knows of its session, or its API key, in the order in which it learnt it.
+type oneLife struct {
+	what     string // "session", "key", or "user": a session of a user who was disabled
+	username string
+	tokens   *issuer.Tokens // nil: of a key
+	key      string         // its id
+	used     []string       // refresh tokens that were exchanged, oldest first
+	finished time.Time      // when the client had its last answer
+	seq      uint64         // up to where the log says that it has ended; 0: it has not
 }
 
-// load is clients that log in, refresh and revoke until stopped, and tell of each life; of three sessions one is left alone after its login, one
-// refreshed, one revoked.
-func load(t *testing.T, p *issuerProcess, lives chan<- struct{}, until <-chan struct{}) []*oneSession {
+// load is clients that live until stopped, and tell of each life: of six one is a session that is left alone after its login, one is
+// refreshed, one revoked; one is an API key that is left alone, one is revoked; and one is a user who is disabled.
+func load(t *testing.T, p *issuerProcess, lives chan<- struct{}, until <-chan struct{}) []*oneLife {
 	var mu sync.Mutex
-	var all []*oneSession
+	var all []*oneLife
 	var clients sync.WaitGroup
 	for worker := range 4 {
 		clients.Go(func() {
 			for n := worker; ; n++ {
-				s, err := oneLife(t.Context(), p, n%3)
+				s, err := live(t.Context(), p, n%6)
 				if err != nil {
-					t.Errorf("a session's life: %v", err)
+					t.Errorf("a life: %v", err)
 					return
 				}
 				mu.Lock()
@@ -97,34 +101,85 @@ func load(t *testing.T, p *issuerProcess, lives chan<- struct{}, until <-chan st
 	return all
 }
 
-func oneLife(ctx context.Context, p *issuerProcess, kind int) (*oneSession, error) {
-	s := new(oneSession)
+func live(ctx context.Context, p *issuerProcess, kind int) (*oneLife, error) {
+	s := &oneLife{what: "session", username: "bob"}
 	var err error
-	if s.tokens, err = p.issuer.Login(ctx, issuer.Credentials{Username: "bob", Password: "looking-glass-house"}); err != nil {
-		return nil, err
-	}
 	switch kind {
-	case 1:
-		for range 3 {
-			s.used = append(s.used, s.tokens.Refresh)
-			if s.tokens, err = p.issuer.Refresh(ctx, s.tokens.Refresh); err != nil {
-				return nil, err
-			}
-		}
-	case 2:
-		r, err := p.issuer.Revoke(ctx, issuer.Target{SessionID: s.tokens.SessionID})
-		if err != nil {
-			return nil, err
-		}
-		s.seq = r.Seq
+	case 3, 4:
+		err = s.liveAsKey(ctx, p, kind == 4)
+	case 5:
+		err = s.liveAsUser(ctx, p)
+	default:
+		err = s.liveAsSession(ctx, p, kind)
 	}
 	s.finished = time.Now()
-	return s, nil
+	return s, err
 }
 
-// TestBackupUnderLoad: backups are taken while clients work. Restored as it should be, nothing of before is good. With the
-// sessions kept, nothing that was revoked before a backup's position is good, nor any refresh token that was used before it,
-// and whoever was done before it began goes on.
+func (s *oneLife) liveAsSession(ctx context.Context, p *issuerProcess, kind int) error {
+	var err error
+	s.tokens, err = s.login(ctx, p)
+	for range 3 {
+		if err == nil && kind == 1 {
+			s.used = append(s.used, s.tokens.Refresh)
+			s.tokens, err = p.issuer.Refresh(ctx, s.tokens.Refresh)
+		}
+	}
+	if err != nil || kind != 2 {
+		return err
+	}
+	return s.revoke(ctx, p, issuer.Target{SessionID: s.tokens.SessionID})
+}
+
+func (s *oneLife) liveAsKey(ctx context.Context, p *issuerProcess, revoke bool) error {
+	made, err := p.issuer.AddCredential(ctx, issuer.NewCredential{Name: "key", Username: s.username})
+	if err != nil {
+		return err
+	}
+	if s.what, s.key = "key", made.ID; !revoke {
+		return nil
+	}
+	return s.revoke(ctx, p, issuer.Target{ID: s.key})
+}
+
+func (s *oneLife) revoke(ctx context.Context, p *issuerProcess, of issuer.Target) error {
+	r, err := p.issuer.Revoke(ctx, of)
+	if err == nil {
+		s.seq = r.Seq
+	}
+	return err
+}
+
+func (s *oneLife) liveAsUser(ctx context.Context, p *issuerProcess) error {
+	s.what, s.username = "user", randomToken()
+	if _, err := p.issuer.AddUser(ctx, issuer.NewUser{Username: s.username, Password: "looking-glass-house"}); err != nil {
+		return err
+	}
+	var err error
+	if s.tokens, err = s.login(ctx, p); err != nil {
+		return err
+	}
+	disabled := true
+	_, err = p.issuer.ChangeUser(ctx, s.username, issuer.UserChange{Disabled: &disabled})
+	s.seq = p.replica.Snapshot().Position.Seq // the cutoff stands in front of it
+	return err
+}
+
+func (s *oneLife) login(ctx context.Context, p *issuerProcess) (*issuer.Tokens, error) {
+	return p.issuer.Login(ctx, issuer.Credentials{Username: s.username, Password: "looking-glass-house"})
+}
+
+// good tells whether p would let it go on.
+func (s *oneLife) good(ctx context.Context, p *issuerProcess) bool {
+	if s.tokens == nil {
+		return slices.ContainsFunc(p.replica.ListCredentials(), func(c *replica.Credential) bool { return c.ID == s.key })
+	}
+	return p.issuer.Check(ctx, s.tokens.Refresh) == nil
+}
+
+// TestBackupUnderLoad: backups are taken while clients work. Restored as it should be, nothing that ends with a restore is good. With
+// the sessions kept, nothing that was revoked or cut off before a backup's position is good, nor any refresh token that was used
+// before it, and whoever was done before it began goes on.
 func TestBackupUnderLoad(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -150,9 +205,9 @@ func TestBackupUnderLoad(t *testing.T) {
 			<-lives
 		}
 	}
-	var sessions []*oneSession
+	var all []*oneLife
 	var working sync.WaitGroup
-	working.Go(func() { sessions = load(t, p, lives, until) })
+	working.Go(func() { all = load(t, p, lives, until) })
 	var begun time.Time
 	var man *backup.Manifest
 	var file bytes.Buffer
@@ -183,23 +238,46 @@ func TestBackupUnderLoad(t *testing.T) {
 		t.Errorf("a login after the restore: %v", err)
 	}
 	kept := restore("kept", "--keep-sessions")
-	before, revoked, after := 0, 0, 0
-	for _, s := range sessions {
-		for _, token := range append(s.used, s.tokens.Refresh, s.tokens.Access) {
+	for _, s := range all {
+		for _, token := range s.everyToken() {
 			if ended.issuer.Check(t.Context(), token) == nil {
 				t.Fatal("a token of before the restore is good")
 			}
 		}
-		switch good := kept.issuer.Check(t.Context(), s.tokens.Refresh) == nil; {
-		case s.seq > 0 && (s.finished.Before(begun) || s.seq <= man.At.Seq):
-			revoked++
-			if good || kept.issuer.Check(t.Context(), s.tokens.Access) == nil {
-				t.Errorf("revoked at entry %d, before the backup's %d, and good again", s.seq, man.At.Seq)
+	}
+	checkLives(t, all, kept, begun, man.At.Seq)
+	checkLost(t, all, kept)
+}
+
+func (s *oneLife) everyToken() []string {
+	if s.tokens == nil {
+		return nil
+	}
+	return append(slices.Clone(s.used), s.tokens.Refresh, s.tokens.Access)
+}
+
+// checkLives holds an issuer that was restored with its sessions against what clients were told, for a backup that was begun then and
+// has the log up to at.
+func checkLives(t *testing.T, all []*oneLife, kept *issuerProcess, begun time.Time, at uint64) {
+	t.Helper()
+	found := make(map[string]int)
+	for _, s := range all {
+		good := s.good(t.Context(), kept)
+		switch before := s.finished.Before(begun); {
+		case s.seq > 0 && (before || s.seq <= at):
+			found[s.what+" ended"]++
+			if good || s.tokens != nil && kept.issuer.Check(t.Context(), s.tokens.Access) == nil {
+				t.Errorf("a %s ended at entry %d, before the backup's %d, and is good again", s.what, s.seq, at)
 			}
-		case s.seq == 0 && s.finished.Before(begun):
-			before++
+			if before && s.what == "user" {
+				if _, err := s.login(t.Context(), kept); err == nil {
+					t.Error("a user who was disabled before the backup began logs in")
+				}
+			}
+		case s.seq == 0 && before:
+			found[s.what]++
 			if !good {
-				t.Error("a session that was acknowledged before the backup began is not in it")
+				t.Errorf("a %s that was acknowledged before the backup began is not in it", s.what)
 			}
 			for _, token := range s.used {
 				if kept.issuer.Check(t.Context(), token) == nil {
@@ -207,63 +285,34 @@ func TestBackupUnderLoad(t *testing.T) {
 				}
 			}
 		default:
-			after++
+			found["later"]++
 		}
 	}
-	t.Logf("%d sessions were there before the last backup, %d were revoked before its position %d, %d came later", before, revoked, man.At.Seq, after)
-	if before == 0 || revoked == 0 || after == 0 {
-		t.Error("the load is no test: it has to have some of each")
+	t.Logf("of the last backup, with the log up to %d: %v", at, found)
+	for _, some := range []string{"session", "session ended", "key", "key ended", "user ended", "later"} {
+		if found[some] == 0 {
+			t.Errorf("the load is no test: it has no %s", some)
+		}
 	}
-	checkLost(t, sessions, kept)
 }
 
 // checkLost: every session that is kept is one that a client has.
-func checkLost(t *testing.T, sessions []*oneSession, kept *issuerProcess) {
+func checkLost(t *testing.T, all []*oneLife, kept *issuerProcess) {
 	t.Helper()
 	list, err := kept.issuer.ListSessions(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	known := make(map[string]bool)
-	for _, s := range sessions {
-		known[s.tokens.SessionID] = true
+	for _, s := range all {
+		if s.tokens != nil {
+			known[s.tokens.SessionID] = true
+		}
 	}
 	for _, s := range list {
 		if !known[s.ID] {
 			t.Errorf("the restored issuer has a session %s that no client has", s.ID)
 		}
-	}
-}
-
-// TestRestoreUndone: a restore that fails leaves the folder as it was, and one that died is undone by the next; until then no
-// issuer starts there.
-func TestRestoreUndone(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, restoringFile), []byte(`["master.key","jetstream","../../outside"]`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	outside := filepath.Join(filepath.Dir(filepath.Dir(dir)), "outside")
-	for _, name := range []string{"master.key", "mine"} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte("x"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := checkRestored(dir); err == nil || !strings.Contains(err.Error(), "was not finished; run `sidekey restore` again") {
-		t.Errorf("an issuer's start: got %v, want a refusal", err)
-	}
-	if err := new(restoring).undo(dir); err != nil {
-		t.Fatal(err)
-	}
-	for name, want := range map[string]bool{"master.key": false, restoringFile: false, "mine": true} {
-		if exists(filepath.Join(dir, name)) != want {
-			t.Errorf("%s is there: got %t, want %t", name, !want, want)
-		}
-	}
-	if exists(outside) {
-		t.Error("it made something outside")
-	}
-	if err := checkRestored(dir); err != nil {
-		t.Errorf("afterwards: got %v", err)
 	}
 }
 

@@ -26,10 +26,6 @@ import (
 	"github.com/sidekey/sidekey/keyring"
 )
 
-// restoringFile is in a data_dir into which a restore is under way, or was when it died. It lists what is to be removed
-// before it is tried again.
-const restoringFile = "restoring"
-
 // restoreGap is how far above the backup's every sequence goes on: no fleet can have seen so many more. session_seq and
 // cutoffs are compared over epochs, and records by their versions.
 const restoreGap = 1 << 32
@@ -84,18 +80,19 @@ type restoring struct {
 	judge issuer.Restoring
 
 	// From the backup.
-	head    backup.Head
-	secrets backup.Secrets
-	man     *backup.Manifest
-	known   *replica.Replica
-	agents  []bus.Member
-	private map[string]bool // records of private keys that are given up
-	revoked []string        // nkeys that are refused
-	issuers int             // struck off
+	head      backup.Head
+	secrets   backup.Secrets
+	man       *backup.Manifest
+	known     *replica.Replica
+	authority *keyring.Authority // signs the log
+	agents    []bus.Member
+	private   map[string]bool // records of private keys that are given up
+	revoked   []string        // nkeys that are refused
+	issuers   int             // struck off
 
-	again  bool   // one that died is begun again
-	learnt [2]int // revocations more, credentials fewer, by revocations-from
-	made   []string
+	own    unfinished // this restore's
+	marked bool       // on a bus elsewhere there may be something of it
+	learnt [2]int     // revocations more, credentials fewer, by revocations-from
 	at     bus.Position
 }
 
@@ -174,10 +171,8 @@ func (r *restoring) look() error {
 		Secrets: r.lookAtSecrets,
 		Image:   r.lookAtImage,
 		Record: func(bucket string, rec bus.Record) error {
-			if bucket == bus.BucketAgents {
-				if err := r.lookAtAgent(rec); err != nil {
-					return err
-				}
+			if err := r.lookAtRecord(bucket, rec); err != nil {
+				return err
 			}
 			_, err := judge.Record(bucket, rec)
 			return err
@@ -186,7 +181,9 @@ func (r *restoring) look() error {
 	if err != nil {
 		return err
 	}
-	r.man = man
+	if r.man = man; r.authority == nil {
+		return errors.New("reading the backup: it lacks the key that signs the log, and agents believe no other: it is not of a sidekey's whole state; take another one")
+	}
 	if r.flags.check {
 		r.judge.Sessions, r.judge.Tokens = judge.Sessions, judge.Tokens
 	}
@@ -234,23 +231,27 @@ func (r *restoring) lookAtImage(img []byte) error {
 	return nil
 }
 
-func (r *restoring) lookAtAgent(rec bus.Record) error {
-	var m bus.Member
-	if err := json.Unmarshal(rec.Value, &m); err != nil {
-		return errors.New("reading the backup: the record of an agent is damaged")
+// lookAtRecord keeps what is asked for by itself: the agents, and the key that signs the log.
+func (r *restoring) lookAtRecord(bucket string, rec bus.Record) (err error) {
+	switch {
+	case bucket == bus.BucketAgents:
+		var m bus.Member
+		if err := json.Unmarshal(rec.Value, &m); err != nil {
+			return errors.New("reading the backup: the record of an agent is damaged")
+		}
+		r.agents = append(r.agents, m)
+	case bucket == bus.BucketKeys && rec.Name == authorityName:
+		if r.authority, err = keyring.ParseAuthority(rec.Value); err != nil {
+			return fmt.Errorf("reading the backup: the key that signs the log: %w", err)
+		}
 	}
-	r.agents = append(r.agents, m)
 	return nil
 }
 
 // learn takes the revocations of another copy of the log: that of an issuer, or an agent's.
 func (r *restoring) learn(dir string) error {
-	authority, err := r.authority()
-	if err != nil {
-		return err
-	}
 	more := replica.New(replica.Config{})
-	there, err := replica.ReadStore(dir, authority.Public(), more)
+	there, err := replica.ReadStore(dir, r.authority.Public(), more)
 	if err != nil {
 		return fmt.Errorf("reading the copy of the log in %s: %w", dir, err)
 	}
@@ -261,20 +262,6 @@ func (r *restoring) learn(dir string) error {
 	r.learnt[0] += revocations
 	r.learnt[1] += credentials
 	return nil
-}
-
-// authority reads the key that signs the log.
-func (r *restoring) authority() (authority *keyring.Authority, err error) {
-	_, err = r.read(backup.Visitor{Record: func(bucket string, rec bus.Record) (err error) {
-		if bucket == bus.BucketKeys && rec.Name == authorityName {
-			authority, err = keyring.ParseAuthority(rec.Value)
-		}
-		return err
-	}})
-	if err == nil && authority == nil {
-		err = errors.New("reading the backup: it lacks the key that signs the log")
-	}
-	return authority, err
 }
 
 func stamp(at int64) string { return time.Unix(at, 0).UTC().Format(time.RFC3339) }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,79 +29,91 @@ func (r *restoring) write(ctx context.Context) (err error) {
 	if err := makeDataDir("data_dir", dir); err != nil {
 		return err
 	}
+	lock, err := lockDir("data_dir", dir) // longer than p is open
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	p := &issuerProcess{cfg: r.cfg, log: r.log, buckets: map[string]*bus.Bucket{}}
 	p.cfg.Bus.Listen = "127.0.0.1:0" // nobody is let in before all is there
 	defer p.close()
-	if err := p.lock(ctx); err != nil {
+	if err := r.clear(ctx, p); err != nil {
 		return err
 	}
-	r.again = exists(filepath.Join(dir, restoringFile))
-	if err := r.undo(dir); err != nil { // of one that died
-		return err
-	}
-	elsewhere := len(r.cfg.Bus.URLs) > 0
-	if !elsewhere && !r.secrets.Founder {
-		return errors.New("restoring: the backup is of an issuer that had not the bus's own keys (it had joined another, or used a NATS of your own): restore onto a NATS with bus.urls, or restore a backup of the first issuer")
-	}
-	if err := r.open(ctx, p, elsewhere); err != nil {
-		return err
-	}
+	whole := false
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, r.undoBus(p, elsewhere))
-			p.close()
-			err = errors.Join(err, r.undo(dir))
+		if err == nil || whole {
+			return
+		}
+		if left := r.undo(p); left != nil { // in one line: no other is shown
+			err = errors.New(strings.ReplaceAll(errors.Join(err, left).Error(), "\n", "; "))
 		}
 	}()
-	if err := r.fill(ctx, p); err != nil {
-		return err
-	}
-	if err := r.begin(ctx, p); err != nil {
-		return err
-	}
-	p.close()
-	return os.Remove(filepath.Join(dir, restoringFile))
-}
-
-// open checks that nothing is there, writes the files, and reaches the bus.
-func (r *restoring) open(ctx context.Context, p *issuerProcess, elsewhere bool) error {
-	if err := r.prepare(p); err != nil {
-		return err
-	}
-	octx, cancel := context.WithTimeout(ctx, startWithin)
-	defer cancel()
-	if elsewhere {
-		if err := p.openBus(octx); err != nil {
+	for _, step := range []func(context.Context, *issuerProcess) error{r.files, r.open, r.fill, r.begin, r.close} {
+		if err := step(ctx, p); err != nil {
 			return err
 		}
-		if r.again { // it had found nothing there
-			if err := p.conn.RemoveState(octx); err != nil {
-				return err
-			}
-		}
-		found, err := p.conn.State(octx)
-		if err != nil {
-			return err
-		}
-		if len(found) > 0 {
-			return fmt.Errorf("restoring onto the bus at %s: there is state of a sidekey already: %s; if nothing of it is wanted, remove each (nats stream rm NAME)", strings.Join(r.cfg.Bus.URLs, ", "), strings.Join(found, ", "))
-		}
 	}
-	if err := r.files(); err != nil {
-		return errors.Join(err, r.undo(r.cfg.DataDir))
-	}
-	if elsewhere {
-		return nil
-	}
-	if err := p.openBus(octx); err != nil {
-		p.close()
-		return errors.Join(err, r.undo(r.cfg.DataDir))
+	whole = true
+	if err := removeRestoring(dir); err != nil {
+		return fmt.Errorf("everything is restored, but %s is there still, or may be after a loss of power: %w; remove it yourself, and run `sync`", filepath.Join(dir, restoringFile), err)
 	}
 	return nil
 }
 
-// prepare parses the backup's secrets for p, and refuses a folder that holds a state, or a key that is another one.
-func (r *restoring) prepare(p *issuerProcess) (err error) {
+// clear removes what a restore that died has left, the bus's part first, and refuses whatever else is in the way. The file that
+// keeps issuers away stays until this restore has written its own.
+func (r *restoring) clear(ctx context.Context, p *issuerProcess) error {
+	died, err := readUnfinished(r.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	if !r.elsewhere() && !r.secrets.Founder {
+		return errors.New("restoring: the backup is of an issuer that had not the bus's own keys (it had joined another, or used a NATS of your own): restore onto a NATS with bus.urls (--config FILE), or restore a backup of an issuer that has them")
+	}
+	if died.Bus && !r.elsewhere() {
+		return fmt.Errorf("restoring: the restore that died in %s was onto a NATS of your own, and may have left half of a state there: give the same configuration again (--config FILE), with bus.urls", r.cfg.DataDir)
+	}
+	if err := r.prepare(p, died.Made); err != nil {
+		return err
+	}
+	if r.elsewhere() {
+		if err := r.clearBus(ctx, p, died.ID); err != nil {
+			return err
+		}
+	}
+	return died.removeFiles(r.cfg.DataDir)
+}
+
+// elsewhere tells whether the bus is not to be made here.
+func (r *restoring) elsewhere() bool { return len(r.cfg.Bus.URLs) > 0 }
+
+// open makes the bus, or marks the one elsewhere.
+func (r *restoring) open(ctx context.Context, p *issuerProcess) error {
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	defer cancel()
+	if !r.elsewhere() {
+		return p.openBus(ctx)
+	}
+	err := p.conn.MarkRestore(ctx, r.own.ID, r.cfg.replicas())
+	r.marked = !errors.Is(err, bus.ErrOtherState) // after any other error it may be there
+	return err
+}
+
+// close says that what is on the bus is whole, and ends it where it was made here.
+func (r *restoring) close(ctx context.Context, p *issuerProcess) error {
+	if r.elsewhere() {
+		if err := p.conn.RemoveMark(ctx, r.own.ID); err != nil {
+			return err
+		}
+	}
+	p.close()
+	return nil
+}
+
+// prepare parses the backup's secrets for p, and refuses a folder that holds a state, or a key that is another one, unless a
+// restore that died has made that.
+func (r *restoring) prepare(p *issuerProcess, made []string) (err error) {
 	if p.master, err = keyring.ParseMasterKey([]byte(r.secrets.Master)); err != nil {
 		return err
 	}
@@ -114,7 +125,7 @@ func (r *restoring) prepare(p *issuerProcess) (err error) {
 	var found []string
 	for _, name := range restoredFiles {
 		path := filepath.Join(r.cfg.DataDir, name)
-		if !exists(path) || r.sameMaster(name, path) || r.sameKeys(p, name, path) {
+		if !exists(path) || slices.Contains(made, name) || r.sameMaster(name, path) || r.sameKeys(p, name, path) {
 			continue
 		}
 		found = append(found, name)
@@ -146,37 +157,24 @@ func (r *restoring) sameKeys(p *issuerProcess, name, path string) bool {
 }
 
 // files writes the data_dir's own, the list of what is to be undone first.
-func (r *restoring) files() error {
+func (r *restoring) files(_ context.Context, p *issuerProcess) error {
 	dir := r.cfg.DataDir
-	master, err := keyring.ParseMasterKey([]byte(r.secrets.Master))
-	if err != nil {
-		return err
-	}
+	r.own = unfinished{ID: randomToken(), Bus: r.elsewhere()}
 	for _, name := range restoredFiles {
 		if !exists(filepath.Join(dir, name)) {
-			r.made = append(r.made, name)
+			r.own.Made = append(r.own.Made, name)
 		}
 	}
-	list, err := json.Marshal(r.made)
-	if err != nil {
+	if err := r.own.write(dir); err != nil {
 		return err
 	}
-	if err := bus.WriteFile(filepath.Join(dir, restoringFile), append(list, '\n')); err != nil {
-		return fmt.Errorf("restoring into %s: %w", dir, err)
-	}
-	if r.cfg.masterKeyFile == "" && slices.Contains(r.made, masterKeyFile) {
-		if err := bus.WriteFile(filepath.Join(dir, masterKeyFile), master.Text()); err != nil {
+	if r.cfg.masterKeyFile == "" && slices.Contains(r.own.Made, masterKeyFile) {
+		if err := bus.WriteFile(filepath.Join(dir, masterKeyFile), p.master.Text()); err != nil {
 			return fmt.Errorf("restoring the master key: %w", err)
 		}
 	}
-	if r.secrets.Bus != nil && slices.Contains(r.made, bus.KeysFile) {
-		keys, err := bus.ParseKeys(r.secrets.Bus)
-		if err != nil {
-			return err
-		}
-		if err := bus.WriteKeys(filepath.Join(dir, bus.KeysFile), keys, master); err != nil {
-			return err
-		}
+	if p.keys != nil && slices.Contains(r.own.Made, bus.KeysFile) {
+		return bus.WriteKeys(filepath.Join(dir, bus.KeysFile), p.keys, p.master)
 	}
 	return nil
 }
@@ -272,9 +270,7 @@ func (r *restoring) issuer(value []byte) ([]byte, error) {
 
 // begin makes the log, under a new epoch. Who held leases after the backup is not known: anybody, for as long as may be.
 func (r *restoring) begin(ctx context.Context, p *issuerProcess) (err error) {
-	if p.authority, err = r.authority(); err != nil {
-		return err
-	}
+	p.authority = r.authority
 	longest := map[string]time.Duration{"agents that joined since the backup": r.flags.longest}
 	for _, m := range r.agents {
 		longest[m.Name] = r.flags.longest
@@ -305,39 +301,4 @@ func (r *restoring) event(ctx context.Context, p *issuerProcess) error {
 	}
 	_, err = p.trail.Write(ctx, append(text, '\n'))
 	return err
-}
-
-// undoBus removes from a bus elsewhere what a failed restore has made there; it was empty before.
-func (r *restoring) undoBus(p *issuerProcess, elsewhere bool) error {
-	if !elsewhere {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
-	defer cancel()
-	return p.conn.RemoveState(ctx)
-}
-
-// undo removes what an unfinished restore has made in the folder, by its own list.
-func (r *restoring) undo(dir string) error {
-	path := filepath.Join(dir, restoringFile)
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	var made []string
-	if err == nil {
-		err = json.Unmarshal(text, &made)
-	}
-	for _, name := range made {
-		if err == nil && slices.Contains(restoredFiles, name) {
-			err = os.RemoveAll(filepath.Join(dir, name))
-		}
-	}
-	if err == nil {
-		err = os.Remove(path)
-	}
-	if err != nil {
-		return fmt.Errorf("removing what an unfinished restore has left in %s: %w; empty the folder yourself", dir, err)
-	}
-	return nil
 }
