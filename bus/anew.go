@@ -101,6 +101,30 @@ func (c *AnewClaim) Done(ctx context.Context, epoch uint64) error {
 	return nil
 }
 
+// EndAnew ends a claim of this issuer's that still stands though the log does, with this epoch: it died after it had begun the log anew,
+// and before it could say so. Others that wait for its word would wait for ever.
+func EndAnew(ctx context.Context, b *Bucket, issuer string, epoch uint64) error {
+	rec, err := b.Get(ctx, anewName)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	var was anewRecord
+	if err == nil {
+		err = json.Unmarshal(rec.Value, &was)
+	}
+	if err != nil {
+		return fmt.Errorf("looking who begins the log anew: %w", err)
+	}
+	if was.Issuer != issuer || was.Epoch != 0 {
+		return nil
+	}
+	err = (&AnewClaim{bucket: b, record: was, revision: rec.Revision}).Done(ctx, epoch)
+	if errors.Is(err, ErrConflict) {
+		return nil // a person has given it to another
+	}
+	return err
+}
+
 // Withdraw ends the claim with nothing done.
 func (c *AnewClaim) Withdraw(ctx context.Context) error {
 	if err := c.bucket.Delete(ctx, anewName, c.revision); err != nil {

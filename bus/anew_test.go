@@ -63,6 +63,39 @@ func TestClaimAnew(t *testing.T) {
 	try("after a withdrawal", "x", 0, false, nil)
 }
 
+// TestEndAnew: one that died after it had begun the log anew, and before it said so, says so when it is back; nobody else does.
+func TestEndAnew(t *testing.T) {
+	b := bustest.Start(t)
+	bucket := b.Bucket(t, bus.BucketDuties)
+	end := func(issuer string, epoch uint64) {
+		t.Helper()
+		if err := bus.EndAnew(t.Context(), bucket, issuer, epoch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	claim := func(want error) {
+		t.Helper()
+		c, err := bus.ClaimAnew(t.Context(), bucket, "other", 7, false)
+		if !errors.Is(err, want) {
+			t.Fatalf("another's claim: got %v, want %v", err, want)
+		}
+		if c != nil {
+			if err := c.Withdraw(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	end("one", 7) // nobody has begun
+	if _, err := bus.ClaimAnew(t.Context(), bucket, "one", 5, false); err != nil {
+		t.Fatal(err)
+	}
+	end("another", 7)
+	claim(bus.ErrClaimed)
+	end("one", 7)
+	end("one", 9) // it has been said
+	claim(nil)
+}
+
 // TestUp: the issuers that are up say so, each once.
 func TestUp(t *testing.T) {
 	b := bustest.Start(t)

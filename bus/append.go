@@ -29,6 +29,10 @@ type LogConfig struct {
 	Now       func() time.Time   // nil: time.Now
 	// Took hears how long each append took until it was acknowledged, also a tick's. nil: nobody measures.
 	Took func(time.Duration)
+	// Anew hears that another issuer has begun the log anew, each time that this makes an append fail: this Log appends
+	// nothing any more. Open another one, with what this issuer knows of the log compared first (Lacks). It may not wait. nil:
+	// nobody needs to know.
+	Anew func(error)
 }
 
 // Log is an issuer's side of the log: what a Reader does, and appending. Several issuers may write
@@ -120,6 +124,9 @@ func OpenLog(ctx context.Context, c *Conn, cfg LogConfig) (*Log, error) {
 	go l.write(wctx)
 	return l, nil
 }
+
+// Epoch is the log's, as it was opened.
+func (l *Log) Epoch() uint64 { return l.epoch }
 
 // Close stops the writer and waits for it. Appends under way fail.
 func (l *Log) Close() error {
@@ -290,6 +297,9 @@ func beyondRepair(err error) bool {
 
 func (l *Log) giveUp(batch []*request, why error) {
 	l.conn.log.Error("the log cannot be appended to", "after_seq", l.head.Seq, "error", why)
+	if errors.Is(why, ErrEpoch) && l.cfg.Anew != nil {
+		l.cfg.Anew(why)
+	}
 	for _, req := range batch {
 		req.finish(fmt.Errorf("appending to the log: %w; whether the entry was stored is unknown", why))
 	}

@@ -235,12 +235,12 @@ func TestLogGone(t *testing.T) {
 	mustAppend(t, l, revocation("a"), revocation("b"))
 	known := all(t, b, 2)[1].Cursor()
 	writeCheckpoint(t, l, known, []byte("image"))
-	if lacks, err := l.Lacks(t.Context(), known); lacks || err != nil {
+	if lacks, err := l.Lacks(t.Context(), knows{at: known}); lacks || err != nil {
 		t.Errorf("Lacks of what is there: got %v, %v", lacks, err)
 	}
 	l.Close()
 	request(t, owner(t, b), "$JS.API.STREAM.DELETE.sidekey_log", "")
-	if lacks, err := b.Log(t).Lacks(t.Context(), known); !lacks || err != nil {
+	if lacks, err := b.Log(t).Lacks(t.Context(), knows{at: known}); !lacks || err != nil {
 		t.Errorf("Lacks of what is gone: got %v, %v", lacks, err)
 	}
 }

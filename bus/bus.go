@@ -246,6 +246,9 @@ func (c *Conn) replicated() bool {
 	return false
 }
 
+// AtIssuer tells whether the server is one inside an issuer that stands alone, by its name, and not an existing NATS.
+func (c *Conn) AtIssuer() bool { return c.nc.ConnectedServerName() == aloneName }
+
 // Connected tells whether the server can be reached now.
 func (c *Conn) Connected() bool { return c.nc.IsConnected() }
 

@@ -140,7 +140,7 @@ func (m *routeCertificate) get() (*tls.Certificate, error) {
 	now := time.Now()
 	template := &x509.Certificate{
 		SerialNumber: serial(), Subject: pkix.Name{CommonName: m.server},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(serverLifetime), KeyUsage: x509.KeyUsageDigitalSignature,
+		NotBefore: now.Add(-backdated), NotAfter: now.Add(serverLifetime), KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, m.keys.ca, m.key.Public(), m.keys.caKey)

@@ -3,14 +3,62 @@ package bus_test
 import (
 	"crypto/ed25519"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"net"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/keyring"
 )
+
+// TestCertificatesHoldBehindTheClock: a host whose clock is most of a day behind, as one that starts may be, takes the bus's
+// certificates: the CA's, a server's and a route's.
+func TestCertificatesHoldBehindTheClock(t *testing.T) {
+	keys, err := bus.NewKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := bus.OpenFounder(filepath.Join(t.TempDir(), "a"), "a", keys, keyring.NewMasterKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer, err := id.Peer("127.0.0.1:1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	peers, err := bus.OpenPeers(filepath.Join(t.TempDir(), "cluster.json"), peer, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := keys.ServerTLS([]string{"localhost"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(keys.CAPEM())
+	ca, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]*x509.Certificate{"the CA": ca}
+	for what, cfg := range map[string]*tls.Config{"a server": server, "a route": routeTLS(t, keys, peers, id.Signing)} {
+		cert, err := cfg.GetCertificate(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all[what], err = x509.ParseCertificate(cert.Certificate[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for what, cert := range all {
+		if cert.NotBefore.After(time.Now().Add(-23 * time.Hour)) {
+			t.Errorf("the certificate of %s holds from %s on", what, cert.NotBefore)
+		}
+	}
+}
 
 // Routes let in the keys of present issuers, and nobody else: not a removed one, which has the CA's key too.
 func TestRoutesLetInPresentIssuersAlone(t *testing.T) {

@@ -72,8 +72,12 @@ type Enrolment struct {
 	subs  []*nats.Subscription
 	slots chan struct{}
 	busy  sync.WaitGroup
-	cut   sync.Mutex // one change of the accounts at a time
 	stop  context.CancelFunc
+	told  chan struct{} // holds one when another issuer has said that there is something to look at
+
+	cut    sync.Mutex // one change of the accounts at a time
+	agents agentsRead // who was removed, as last read
+	pushed []string   // the revoked nkeys, sorted, that a server elsewhere was told of; nil: of none, as far as is known
 }
 
 // OpenEnrolment applies what was removed while this issuer was away, and begins to answer those who join.
@@ -81,7 +85,7 @@ func OpenEnrolment(ctx context.Context, cfg EnrolConfig) (*Enrolment, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
 	}
-	e := &Enrolment{cfg: cfg, audit: cfg.Logger.Named("audit"), slots: make(chan struct{}, joinsAtOnce)}
+	e := &Enrolment{cfg: cfg, audit: cfg.Logger.Named("audit"), slots: make(chan struct{}, joinsAtOnce), told: make(chan struct{}, 1)}
 	if cfg.Keys == nil {
 		return e, nil
 	}
@@ -98,17 +102,17 @@ func OpenEnrolment(ctx context.Context, cfg EnrolConfig) (*Enrolment, error) {
 	}
 	e.subs = append(e.subs, joins)
 	if cfg.Keys.Operates() {
-		removed, err := nc.Subscribe(s.removed(), func(*nats.Msg) { e.applyTold() })
+		removed, err := nc.Subscribe(s.removed(), e.hearRemoved)
 		if err != nil {
 			e.Close()
 			return nil, fmt.Errorf("listening to removals: %w", err)
 		}
 		e.subs = append(e.subs, removed)
 	}
-	if cfg.Peers != nil {
-		pctx, stop := context.WithCancel(context.Background())
+	if cfg.Peers != nil || cfg.Keys.Operates() {
+		lctx, stop := context.WithCancel(context.Background())
 		e.stop = stop
-		e.busy.Go(func() { e.keepPeers(pctx) })
+		e.busy.Go(func() { e.keepLooking(lctx) })
 	}
 	return e, nil
 }

@@ -350,6 +350,9 @@ func TestRemoveThroughAnotherIssuer(t *testing.T) {
 		t.Error("a joined issuer: want the master key, and not the operator's")
 	}
 	conn := connectAs(t, id)
+	if !conn.AtIssuer() {
+		t.Error("the server inside an issuer is taken for an existing NATS")
+	}
 	bucket := func(name string) *bus.Bucket {
 		k, err := bus.OpenBucket(t.Context(), conn, name, id.Master, 1)
 		if err != nil {

@@ -14,32 +14,83 @@ import (
 // errSeen ends a look at the log.
 var errSeen = errors.New("seen")
 
-// Lacks tells whether the log has lost entries that this issuer knows, by its own disk, up to a
-// cursor: the stream ends before it, or was made anew without what it held. The log has to be begun
-// anew then (BeginAnew). ErrRollback: the log has other entries there; somebody put an old copy back
-// and went on from it, and which of the two is right is for a person to say. Ask before anything is
-// appended.
-func (l *Log) Lacks(ctx context.Context, known Cursor) (bool, error) {
+// Known is what an issuer knows of the log by its own disk: a *replica.Replica.
+type Known interface {
+	Cursor() Cursor                   // how far
+	ChainAt(seq uint64) (Chain, bool) // the chain at an entry of that epoch; false: it is not remembered
+	Time() time.Time                  // of the newest tick
+}
+
+// Lacks tells whether the log has lost entries that this issuer knows: the stream ends before them, or was made anew without what
+// it held. The log has to be begun anew then (BeginAnew). ErrRollback: the log has other entries there; somebody put an old
+// copy back and went on from it, and which of the two is right is for a person to say. Ask before anything is appended.
+func (l *Log) Lacks(ctx context.Context, known Known) (bool, error) {
+	at := known.Cursor()
 	switch {
-	case known.Position == (Position{}):
+	case at.Position == (Position{}):
 		return false, nil
 	case l.unfounded:
 		return true, nil
-	case l.head.Epoch > known.Epoch:
+	case l.head.Epoch > at.Epoch:
 		// Whoever begins a log anew writes a checkpoint of what it knows before anybody can append.
 		m, _, err := l.manifest(ctx)
 		if errors.Is(err, ErrNotFound) {
 			return true, nil
 		}
 		return err == nil && m.Epoch < l.head.Epoch, err
-	case l.head.Position.Before(known.Position):
-		return true, nil
+	case l.head.Position.Before(at.Position):
+		err := l.begins(ctx, known)
+		return err == nil, err
 	}
-	err := l.Follow(ctx, known, func([]Entry, uint64) error { return errSeen })
+	err := l.Follow(ctx, at, func([]Entry, uint64) error { return errSeen })
 	if errors.Is(err, errSeen) || errors.Is(err, ErrBehind) {
 		return false, nil
 	}
-	return false, fmt.Errorf("comparing the log with what this issuer knew of it at entry %d: %w", known.Seq, err)
+	return false, fmt.Errorf("comparing the log with what this issuer knew of it at entry %d: %w", at.Seq, err)
+}
+
+// begins refuses a log that ends before what this issuer knows and is not the beginning of that: another issuer, which knew less, has
+// gone on with it since the loss, and what it acknowledged would be lost by beginning anew from here. Where the end lies too far
+// back for its chain to be remembered, the log's newest tick tells: it is later than all that is known.
+func (l *Log) begins(ctx context.Context, known Known) error {
+	at := known.Cursor()
+	if l.head.Seq == 0 {
+		return nil
+	}
+	why := ""
+	if chain, ok := known.ChainAt(l.head.Seq); ok && l.head.Epoch == at.Epoch {
+		if chain != l.head.Chain {
+			why = "its last entry is another one than this issuer knows there"
+		}
+	} else if t, err := l.newestTick(ctx); err != nil {
+		return fmt.Errorf("comparing the log with what this issuer knew of it at entry %d: %w", at.Seq, err)
+	} else if t.After(known.Time()) {
+		why = fmt.Sprintf("it was written to at %s, after the last that this issuer knows", t.UTC().Format(time.RFC3339))
+	}
+	if why == "" {
+		return nil
+	}
+	return fmt.Errorf("%w: it ends at entry %d, this issuer knows it up to %d, and %s: another issuer has gone on with an old copy; stop every issuer, run `sidekey bus begin-anew --yes` at the one whose entries shall count, and revoke again what was revoked at the other since",
+		ErrRollback, l.head.Seq, at.Seq, why)
+}
+
+// newestTick is the time of the log's newest tick; zero: it has none.
+func (l *Log) newestTick(ctx context.Context) (t time.Time, err error) {
+	err = retry(ctx, func(ctx context.Context) error {
+		raw, err := l.Reader.last(ctx, l.conn.subjects.logStream(), l.conn.subjects.log(KindTick))
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		fact, err := Decode(KindTick, raw.Data) // proven as the log was read up to its head
+		if err == nil {
+			t = fact.(*Tick).At()
+		}
+		return err
+	})
+	return t, err
 }
 
 // BeginAnew makes the log anew, under a later epoch, from the state that an issuer holds: the stream
@@ -102,7 +153,36 @@ func (l *Log) found(ctx context.Context, image func(Cursor) ([]byte, error), hel
 	if err != nil {
 		return err
 	}
-	return l.WriteCheckpoint(ctx, l.head, img, held)
+	for range foundTries {
+		if err := l.WriteCheckpoint(ctx, l.head, img, held); err != nil {
+			return err
+		}
+		// An issuer that runs, and has not heard of this, may have written one of the old epoch at the same moment.
+		m, _, err := l.manifest(ctx)
+		if err != nil && !errors.Is(err, ErrNotFound) || err == nil && !m.Position.Before(l.head.Position) {
+			return err
+		}
+	}
+	return errors.New("another issuer writes checkpoints of the log that was lost; stop it")
+}
+
+// foundTries is how often a new log's checkpoint is written where another one comes in between.
+const foundTries = 3
+
+// HasLog tells whether there is a log, be it empty; opening one would make it.
+func (c *Conn) HasLog(ctx context.Context) (there bool, err error) {
+	err = retry(ctx, func(ctx context.Context) error {
+		_, err := c.js.Stream(ctx, c.subjects.logStream())
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return nil
+		}
+		there = err == nil
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("looking at stream %s: %w", c.subjects.logStream(), err)
+	}
+	return there, nil
 }
 
 // lastSeq is a stream's last sequence, 0 where there is no such stream.

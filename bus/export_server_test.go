@@ -2,14 +2,18 @@ package bus_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/keyring"
@@ -85,6 +89,9 @@ func TestExport(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
+	if err := conn.Await(timeout(t, 10*time.Second)); err != nil || conn.AtIssuer() {
+		t.Errorf("an existing NATS is taken for an issuer's own server, or is not there: %v", err)
+	}
 	authority, err := keyring.NewAuthority()
 	if err != nil {
 		t.Fatal(err)
@@ -131,10 +138,19 @@ func TestExport(t *testing.T) {
 			t.Errorf("%s follows: got %v", name, ids(got))
 		}
 	}
+	pushes := heardPushes(t, addr, keys)
 	if err := e.Remove(t.Context(), bus.RoleAgent, "bad"); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the removed one's connection to end", func() bool { return !agents[1].Connected() })
+	for range 3 { // as it does every few seconds
+		if err := e.Look(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := pushes(); got != 2 {
+		t.Errorf("the accounts were handed over %d times, want each of the two once", got)
+	}
 	if !agents[0].Connected() {
 		t.Error("a removal has cut off another agent")
 	}
@@ -146,4 +162,32 @@ func TestExport(t *testing.T) {
 		t.Errorf("after a restart: %v", err)
 	}
 	never(t, agents[1])
+}
+
+// heardPushes counts the accounts that the server is handed from here on.
+func heardPushes(t *testing.T, addr string, keys *bus.Keys) func() int {
+	t.Helper()
+	user, err := keys.SystemUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(keys.CAPEM())
+	nc, err := nats.Connect("tls://"+addr, nats.UserJWTAndSeed(user.JWT, string(user.Seed)), nats.Secure(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	var n atomic.Int64
+	if _, err := nc.Subscribe("$SYS.REQ.CLAIMS.UPDATE", func(*nats.Msg) { n.Add(1) }); err != nil {
+		t.Fatal(err)
+	}
+	count := func() int {
+		if err := nc.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		return int(n.Load())
+	}
+	count()
+	return count
 }

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"context"
 	"crypto/tls"
 	"time"
 )
@@ -46,3 +47,13 @@ func (p *Peers) Set(all []Peer) error { _, err := p.set(all); return err }
 
 // Flush returns when the server has heard all that the connection said, subscriptions too.
 func (c *Conn) Flush() error { return c.nc.FlushTimeout(attempt) }
+
+// LookOften has every Enrolment that is opened look who was removed often, until the test ends.
+func LookOften(cleanup func(func())) {
+	was := lookForPeers
+	lookForPeers = 10 * time.Millisecond
+	cleanup(func() { lookForPeers = was })
+}
+
+// Look looks who was removed, as an issuer does every few seconds.
+func (e *Enrolment) Look(ctx context.Context) error { return e.lookWhoIsIn(ctx) }

@@ -49,6 +49,9 @@ func OpenGuard(path string, rolledBack func(error)) (*Guard, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the revisions that were seen, %s: %w; if you know that no old state was put back on the bus, remove the file", path, err)
 	}
+	if err := g.errDamaged(); err != nil {
+		return nil, err
+	}
 	g.records, err = openRecords(path + recordsSuffix)
 	return g, err
 }
@@ -60,8 +63,13 @@ func (g *Guard) Err() error {
 	return g.err
 }
 
-// Run writes the file as buckets move, until ctx ends.
-func (g *Guard) Run(ctx context.Context) error {
+// guardWarn is the time between two words about a file that cannot be written.
+const guardWarn = time.Minute
+
+// Run writes the file as buckets move, until ctx ends. What cannot be written now (the disk is full) is tried again and again, and failed is
+// told: the file may be behind, and what this process has seen itself it goes by all the same.
+func (g *Guard) Run(ctx context.Context, failed func(error)) error {
+	var told time.Time
 	for {
 		select {
 		case <-g.changed:
@@ -69,7 +77,10 @@ func (g *Guard) Run(ctx context.Context) error {
 			return g.Close()
 		}
 		if err := g.write(); err != nil {
-			return err
+			if g.wake(); time.Since(told) > guardWarn {
+				told = time.Now()
+				failed(err)
+			}
 		}
 		if !sleep(ctx, time.Second) {
 			return g.Close()
@@ -185,7 +196,8 @@ func newVersions() *versions {
 }
 
 // Watch compares the bucket with what this issuer has seen before, and keeps what it sees from here
-// on. ErrRollback: it is behind.
+// on. ErrRollback: it is behind. Another error may be that the bus has lost records to its disk: from then on nothing is opened until an
+// operator has decided what is to become of that.
 func (b *Bucket) Watch(ctx context.Context, g *Guard) error {
 	last, err := b.lastSeq(ctx)
 	if err != nil {
@@ -193,6 +205,13 @@ func (b *Bucket) Watch(ctx context.Context, g *Guard) error {
 	}
 	if err := g.check(b.name, last); err != nil {
 		return err
+	}
+	lost, err := b.lost(ctx)
+	if err != nil {
+		return err
+	}
+	if lost != nil {
+		return g.noteDamaged(b.name, lost)
 	}
 	b.versions.guard = g
 	g.note(b.name, last)

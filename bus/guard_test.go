@@ -114,20 +114,28 @@ func TestGuardAllowsWhatIsNew(t *testing.T) {
 	}
 }
 
-// TestGuardRun: the file follows the buckets without being asked.
+// TestGuardRun: the file follows the buckets without being asked, also after a time in which it could not be written.
 func TestGuardRun(t *testing.T) {
 	b := bustest.Start(t)
-	path := filepath.Join(t.TempDir(), "revisions")
-	g := openGuard(t, path)
+	dir := filepath.Join(t.TempDir(), "data")
+	path := filepath.Join(dir, "revisions")
+	g := openGuard(t, path) // there is no folder yet
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- g.Run(ctx) }()
+	failed := make(chan error, 10)
+	go func() { done <- g.Run(ctx, func(err error) { failed <- err }) }()
 	users := b.Bucket(t, bus.BucketUsers)
 	if err := users.Watch(t.Context(), g); err != nil {
 		t.Fatal(err)
 	}
 	create(t, users, bus.Name("alice"), "a")
+	if err := <-failed; !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("writing without a folder: got %v", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	eventually(t, "the revision on the disk", func() bool {
 		text, _ := os.ReadFile(path)
 		return string(text) == "{\"users\":1}\n"

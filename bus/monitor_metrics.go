@@ -17,7 +17,7 @@ type Monitor struct {
 	Conn     *Conn
 	Reader   *Reader
 	Embedded *Server                                   // nil: an existing NATS
-	Sync     func(context.Context) (Durability, error) // asks an existing NATS; nil: nobody knows
+	Sync     func(context.Context) (Durability, error) // asks an existing NATS; nil: it cannot be known here
 
 	seen atomic.Pointer[Health]
 }
@@ -53,7 +53,7 @@ func busDesc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	busConnected   = busDesc("connected", "1 while this issuer is connected to the bus.")
 	busReconnects  = busDesc("reconnects_total", "Times that this issuer found the bus again.")
-	busSynced      = busDesc("synced", "1 where the bus syncs a write before it acknowledges it; 0: not, or nobody knows.")
+	busSynced      = busDesc("synced", "1 where the bus syncs a write before it acknowledges it; 0: it does not. Absent where this issuer cannot know.")
 	busStore       = busDesc("store_bytes", "JetStream's bytes on disk, of the issuers' account.")
 	busStoreLimit  = busDesc("store_limit_bytes", "The bytes that it may have; absent where there is no limit.")
 	busStreamBytes = busDesc("stream_bytes", "Bytes of a stream.", "stream")
@@ -101,7 +101,9 @@ func (m *Monitor) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(busConnected, yes(m.Conn.Connected()))
 	count(busReconnects, float64(m.Conn.nc.Stats().Reconnects))
-	gauge(busSynced, yes(h.Sync == Synced))
+	if h.Sync != Unknown { // as on an issuer that joined another's embedded server: that one knows
+		gauge(busSynced, yes(h.Sync == Synced))
+	}
 	gauge(busLooked, float64(h.At.UnixMilli())/1000)
 	gauge(busFailed, yes(h.Error != ""))
 	if s := h.Embedded; s != nil {

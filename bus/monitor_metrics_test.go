@@ -55,6 +55,48 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+// TestSyncedIsToldByWhoKnows: an issuer that cannot know whether the bus syncs, as one that joined another's embedded server, does not
+// tell that it does not.
+func TestSyncedIsToldByWhoKnows(t *testing.T) {
+	b := bustest.Start(t)
+	log, conn := b.Log(t), b.Connect(t)
+	said := func(d bus.Durability) func(context.Context) (bus.Durability, error) {
+		return func(context.Context) (bus.Durability, error) { return d, nil }
+	}
+	for name, c := range map[string]struct {
+		monitor *bus.Monitor
+		want    string // "": absent
+	}{
+		"embedded":          {&bus.Monitor{Embedded: b.Server}, "1"},
+		"joined another's":  {new(bus.Monitor), ""},
+		"one that syncs":    {&bus.Monitor{Sync: said(bus.Synced)}, "1"},
+		"one that does not": {&bus.Monitor{Sync: said(bus.Delayed)}, "0"},
+		"one that does not answer": {&bus.Monitor{Sync: func(context.Context) (bus.Durability, error) {
+			return bus.Unknown, context.DeadlineExceeded
+		}}, ""},
+	} {
+		c.monitor.Conn, c.monitor.Reader = conn, log.Reader
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); c.monitor.Run(ctx) }()
+		for c.monitor.Health() == nil {
+			if _, err := log.Tick(t.Context()); err != nil { // gives it time
+				t.Fatal(err)
+			}
+		}
+		cancel()
+		<-done
+		want := ""
+		if c.want != "" {
+			want = "# HELP sidekey_bus_synced 1 where the bus syncs a write before it acknowledges it; 0: it does not. Absent where this issuer cannot know.\n" +
+				"# TYPE sidekey_bus_synced gauge\nsidekey_bus_synced " + c.want + "\n"
+		}
+		if err := testutil.CollectAndCompare(c.monitor, strings.NewReader(want), "sidekey_bus_synced"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func lintAndCompare(t *testing.T, c prometheus.Collector) {
 	t.Helper()
 	problems, err := testutil.CollectAndLint(c)

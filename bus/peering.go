@@ -22,8 +22,12 @@ import (
 // ErrRemoved means that this issuer was removed from its cluster.
 var ErrRemoved = errors.New("this issuer was removed")
 
-// lookForPeers is the longest that an issuer goes without looking who is in the cluster; it is told of changes.
-const lookForPeers = 10 * time.Second
+// How often an issuer looks who is in the cluster and who was removed. It is told of changes, but a message may be lost.
+var (
+	lookForPeers = 10 * time.Second // at least
+	lookWithin   = 30 * time.Second // each time
+	knockPause   = time.Second      // between two looks because somebody unknown came, whom anybody can send
+)
 
 // OpenFounder gives the identity of the issuer that founds a cluster and so has joined nobody: a bus credential and
 // keys of its own like any member's, kept in a file under the master key.
@@ -199,23 +203,37 @@ func (e *Enrolment) refreshPeers(ctx context.Context) error {
 	return err
 }
 
-// keepPeers looks who is in the cluster and who was removed, now and then, and when somebody comes whom it does not know.
-func (e *Enrolment) keepPeers(ctx context.Context) {
-	const atMost = time.Second
+// keepLooking looks who is in the cluster and who was removed: when it is told, now and then, so that what failed or was not heard
+// is done all the same, and when somebody comes whom it does not know.
+func (e *Enrolment) keepLooking(ctx context.Context) {
 	look := time.NewTicker(lookForPeers)
 	defer look.Stop()
+	knocked := e.knocks()
+	var quiet <-chan time.Time
 	for {
 		select {
 		case <-look.C:
-		case <-e.cfg.Peers.knocked:
+		case <-e.told:
+		case <-knocked:
+			knocked, quiet = nil, time.After(knockPause)
+		case <-quiet:
+			knocked, quiet = e.knocks(), nil
+			continue
 		case <-ctx.Done():
 			return
 		}
 		if err := e.lookWhoIsIn(ctx); err != nil && ctx.Err() == nil {
-			e.cfg.Logger.Warn("could not look who is in the cluster, trying again", "error", err)
+			e.cfg.Logger.Error("could not look who was removed and who is in the cluster, trying again", "error", err)
 		}
-		sleep(ctx, atMost)
 	}
+}
+
+// knocks tells of those who came and are not known; nil: this is no cluster.
+func (e *Enrolment) knocks() <-chan struct{} {
+	if e.cfg.Peers == nil {
+		return nil
+	}
+	return e.cfg.Peers.knocked
 }
 
 // dismiss takes a removed issuer's server out of the group that holds the cluster's state: its place in the streams
@@ -282,6 +300,9 @@ func (c *Conn) removeServer(ctx context.Context, body []byte) error {
 // Refused tells whether a server of the cluster refuses this issuer's credential: then it was removed.
 func Refused(ctx context.Context, id *Identity, keys *Keys, urls []string) bool {
 	for _, u := range urls {
+		if ctx.Err() != nil {
+			return false
+		}
 		cfg := ConnectConfig{URLs: []string{u}, User: id.User, CA: keys.CAPEM(), Name: "issuer " + id.Name}
 		if !strings.HasPrefix(u, "tls://") {
 			cfg.CA, cfg.Insecure = nil, true // the question tells nobody anything: the nonce is signed, not the seed sent

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -92,19 +93,24 @@ func (e *Enrolment) voidTokens(ctx context.Context, role Role, name string) erro
 	return nil
 }
 
-// applyTold applies what another issuer has removed.
-func (e *Enrolment) applyTold() {
-	ctx, cancel := context.WithTimeout(context.Background(), joinWithin)
-	defer cancel()
-	if err := e.lookWhoIsIn(ctx); err != nil {
-		e.cfg.Logger.Error("could not cut off whom another issuer removed", "error", err)
+// hearRemoved has keepLooking look: another issuer has removed somebody, or let one in.
+func (e *Enrolment) hearRemoved(*nats.Msg) {
+	select {
+	case e.told <- struct{}{}:
+	default: // it is about to
 	}
 }
 
 // lookWhoIsIn takes over who was removed and who came. First it looks whether it is this issuer that was: its own server
 // refuses it once the removal is applied, and then it could not read so any more.
 func (e *Enrolment) lookWhoIsIn(ctx context.Context) error {
-	return errors.Join(e.refreshPeers(ctx), e.applyRemovals(ctx))
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	err := e.refreshPeers(ctx)
+	if !e.cfg.Keys.Operates() {
+		return err
+	}
+	return errors.Join(err, e.applyRemovals(ctx))
 }
 
 // applyRemovals makes the bus's accounts refuse everybody who was removed. Without the operator's
@@ -115,40 +121,86 @@ func (e *Enrolment) applyRemovals(ctx context.Context) error {
 	}
 	e.cut.Lock()
 	defer e.cut.Unlock()
-	revoked, err := ReadRevoked(e.cfg.Revoked)
+	revoked, err := e.revokedLocked(ctx)
 	if err != nil {
 		return err
-	}
-	known := len(revoked)
-	for _, bucket := range []*Bucket{e.cfg.Agents, e.cfg.Issuers} {
-		members, err := listMembers(ctx, bucket)
-		if err != nil {
-			return err
-		}
-		for _, m := range members {
-			revoked = append(revoked, m.Former...)
-			if m.Removed() {
-				revoked = append(revoked, m.Nkey)
-			}
-		}
-	}
-	revoked = sortedSet(revoked)
-	if e.cfg.Revoked != "" && len(revoked) != known {
-		text, err := json.Marshal(revoked)
-		if err != nil {
-			return err
-		}
-		if err := WriteFile(e.cfg.Revoked, append(text, '\n')); err != nil {
-			return fmt.Errorf("writing the list of removed credentials: %w", err)
-		}
 	}
 	if e.cfg.Server != nil {
 		return e.cfg.Server.Revoke(revoked)
 	}
-	if len(revoked) == 0 {
+	if len(revoked) == 0 || slices.Equal(e.pushed, revoked) {
 		return nil
 	}
-	return e.cfg.Conn.pushAccounts(ctx, e.cfg.Keys, revoked)
+	e.pushed = nil // until all is done
+	if err := e.cfg.Conn.pushAccounts(ctx, e.cfg.Keys, revoked); err != nil {
+		return err
+	}
+	e.pushed = revoked
+	return nil
+}
+
+// revokedLocked gives the nkeys that are refused from now on, and keeps them in the file. e.cut is held.
+func (e *Enrolment) revokedLocked(ctx context.Context) ([]string, error) {
+	revoked, err := ReadRevoked(e.cfg.Revoked)
+	if err != nil {
+		return nil, err
+	}
+	known := len(revoked)
+	if err := e.readAgentsLocked(ctx); err != nil {
+		return nil, err
+	}
+	issuers, err := listMembers(ctx, e.cfg.Issuers)
+	if err != nil {
+		return nil, err
+	}
+	revoked = sortedSet(slices.Concat(revoked, e.agents.revoked, revokedOf(issuers)))
+	if e.cfg.Revoked == "" || len(revoked) == known {
+		return revoked, nil
+	}
+	text, err := json.Marshal(revoked)
+	if err != nil {
+		return nil, err
+	}
+	if err := WriteFile(e.cfg.Revoked, append(text, '\n')); err != nil {
+		return nil, fmt.Errorf("writing the list of removed credentials: %w", err)
+	}
+	return revoked, nil
+}
+
+// readAgentsLocked reads which agents were removed, if anything was written since it last did: there may be thousands, and it is
+// asked every few seconds. e.cut is held.
+func (e *Enrolment) readAgentsLocked(ctx context.Context) error {
+	last, err := e.cfg.Agents.lastSeq(ctx)
+	if err != nil {
+		return err
+	}
+	if e.agents.read && e.agents.last == last {
+		return nil
+	}
+	members, err := listMembers(ctx, e.cfg.Agents)
+	if err != nil {
+		return err
+	}
+	e.agents = agentsRead{read: true, last: last, revoked: revokedOf(members)}
+	return nil
+}
+
+// agentsRead is what the agents' records said when they were last read.
+type agentsRead struct {
+	read    bool
+	last    uint64 // the bucket's last sequence, before
+	revoked []string
+}
+
+// revokedOf gives the nkeys that the members had and have no longer.
+func revokedOf(members []Member) (nkeys []string) {
+	for _, m := range members {
+		nkeys = append(nkeys, m.Former...)
+		if m.Removed() {
+			nkeys = append(nkeys, m.Nkey)
+		}
+	}
+	return nkeys
 }
 
 // tell has the issuers that have the bus's keys look who was removed, and who came.

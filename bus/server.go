@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -37,14 +39,25 @@ type Server struct {
 	url      string
 	keys     *Keys
 	resolver *server.MemAccResolver
+	logger   *serverLog
+
+	cut     sync.Mutex // held while the accounts are changed
+	revoked []string   // by the accounts, sorted
+	half    bool       // they were changed in part: what they refuse is not known
+
+	stop          sync.Once
+	closing, kept chan struct{} // of keepOpen: it is to end; it has ended
 
 	peers     *Peers // nil: it stands alone
 	groupFile string // of a cluster
 
-	routes sync.Mutex
+	routes sync.Mutex      // held while they are loaded anew
 	opts   *server.Options // as they were last loaded
 	cuts   int             // looks at who is in the cluster that are still to end routes
 }
+
+// aloneName is what an embedded server that stands alone calls itself; no exported one is called so.
+const aloneName = "sidekey"
 
 // readyWithin bounds a start, in which JetStream reads its store.
 const readyWithin = 30 * time.Second
@@ -60,7 +73,7 @@ func StartServer(cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting the embedded bus: %w", err)
 	}
-	s := &Server{srv: srv, keys: cfg.Keys, resolver: resolver, opts: opts}
+	s := &Server{srv: srv, keys: cfg.Keys, resolver: resolver, revoked: sortedSet(cfg.Revoked), opts: opts, closing: make(chan struct{}), kept: make(chan struct{})}
 	alone := false
 	if cfg.Cluster != nil {
 		s.peers, s.groupFile = cfg.Cluster.Peers, groupFile(opts)
@@ -72,6 +85,7 @@ func StartServer(cfg ServerConfig) (*Server, error) {
 	if logger.log == nil {
 		logger.log = hclog.NewNullLogger()
 	}
+	s.logger = logger
 	srv.SetLoggerV2(logger, false, false, false)
 	go srv.Start()
 	deadline := time.Now().Add(readyWithin)
@@ -100,6 +114,7 @@ func StartServer(cfg ServerConfig) (*Server, error) {
 		srv.WaitForShutdown()
 		return nil, err
 	}
+	go s.keepOpen()
 	return s, nil
 }
 
@@ -131,7 +146,7 @@ func serverOptions(cfg ServerConfig) (*server.Options, *server.MemAccResolver, e
 		return nil, nil, fmt.Errorf("starting the embedded bus: making its store: %w", err)
 	}
 	opts := &server.Options{
-		ServerName:             "sidekey",
+		ServerName:             aloneName,
 		Host:                   host,
 		Port:                   port,
 		JetStream:              true,
@@ -205,12 +220,21 @@ func operatorMode(opts *server.Options, keys *Keys, revoked []string) (*server.M
 	return resolver, nil
 }
 
-// Revoke closes the connections of these users, by nkey, at once, and lets none of them in again.
+// Revoke closes the connections of these users, by nkey, at once, and lets none of them in again. A list that is in
+// force already changes nothing: nats-server drops, with an account's old exports, the requests across accounts that wait for
+// their answers.
 func (s *Server) Revoke(nkeys []string) error {
+	nkeys = sortedSet(nkeys)
+	s.cut.Lock()
+	defer s.cut.Unlock()
+	if !s.half && slices.Equal(s.revoked, nkeys) {
+		return nil
+	}
 	accounts, err := s.keys.accounts(nkeys)
 	if err != nil {
 		return err
 	}
+	s.half = true
 	for _, a := range accounts {
 		if err := s.resolver.Store(a.key, a.token); err != nil {
 			return fmt.Errorf("changing account %s: %w", a.name, err)
@@ -225,6 +249,7 @@ func (s *Server) Revoke(nkeys []string) error {
 		}
 		s.srv.UpdateAccountClaims(acc, claims)
 	}
+	s.revoked, s.half = nkeys, false
 	return nil
 }
 
@@ -235,6 +260,8 @@ func (s *Server) URL() string { return s.url }
 //
 // A server of a cluster hands over what it leads first, and its clients go to the others.
 func (s *Server) Close() error {
+	s.stop.Do(func() { close(s.closing) })
+	<-s.kept
 	if s.peers != nil && len(s.peers.Others()) > 0 {
 		s.srv.LameDuckShutdown()
 	}
@@ -252,6 +279,7 @@ type serverLog struct {
 	log    hclog.Logger
 	failed chan string
 	once   sync.Once
+	broken atomic.Bool // a stream takes no more writes
 }
 
 func (l *serverLog) Noticef(format string, v ...any) { l.log.Debug(line(format, v)) }
@@ -261,7 +289,12 @@ func (l *serverLog) Warnf(format string, v ...any) {
 	}
 	l.log.Warn(line(format, v))
 }
-func (l *serverLog) Errorf(format string, v ...any) { l.log.Error(line(format, v)) }
+func (l *serverLog) Errorf(format string, v ...any) {
+	if tellsOfWrites(format) {
+		l.broken.Store(true)
+	}
+	l.log.Error(line(format, v))
+}
 func (l *serverLog) Debugf(format string, v ...any) { l.log.Trace(line(format, v)) }
 func (l *serverLog) Tracef(format string, v ...any) { l.log.Trace(line(format, v)) }
 func (l *serverLog) Fatalf(format string, v ...any) {

@@ -26,6 +26,7 @@ import (
 const (
 	caLifetime     = 30 * 365 * 24 * time.Hour
 	serverLifetime = 30 * 24 * time.Hour
+	backdated      = 24 * time.Hour // how far behind the maker's clock another's may be: a host that starts may not have the time yet
 )
 
 // newCA makes the certificate authority of a bus, ECDSA on P-256.
@@ -36,7 +37,7 @@ func newCA(now time.Time) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	}
 	template := &x509.Certificate{
 		SerialNumber: serial(), Subject: pkix.Name{CommonName: "sidekey bus CA"},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(caLifetime),
+		NotBefore: now.Add(-backdated), NotAfter: now.Add(caLifetime),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -110,7 +111,7 @@ func (k *Keys) makeCertificate(names []string, lifetime time.Duration, usage ...
 	now := time.Now()
 	template := &x509.Certificate{
 		SerialNumber: serial(), Subject: pkix.Name{CommonName: "sidekey bus"},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(lifetime),
+		NotBefore: now.Add(-backdated), NotAfter: now.Add(lifetime),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: usage,
 	}
 	for _, name := range sortedSet(names) {

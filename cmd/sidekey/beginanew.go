@@ -48,6 +48,9 @@ func (a *app) busBeginAnewCommand() *cobra.Command {
 
 // beginAnew does it while no issuer runs here.
 func (a *app) beginAnew(ctx context.Context, cfg Config, yes, takeOver bool) error {
+	if cfg.clustered() {
+		return errors.New("beginning the log anew: this issuer is in a cluster (bus.cluster.listen), whose log is there only while more than half of the issuers are up, and this wants all stopped; stop them, and restore a backup into a fresh data_dir, with --revocations-from a copy of the newest data_dir/log: docs/backup.md")
+	}
 	if !exists(filepath.Join(cfg.DataDir, "log")) {
 		return fmt.Errorf("beginning the log anew: %s holds no issuer's copy of the log; name its folder with --data-dir, or restore a backup", cfg.DataDir)
 	}

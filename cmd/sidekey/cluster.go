@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sidekey/sidekey/bus"
@@ -178,9 +179,11 @@ func (p *issuerProcess) awaitBus(ctx context.Context) error {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
+	var asks sync.WaitGroup
+	defer asks.Wait()
 	defer cancel(nil)
 	if p.peers != nil {
-		go p.askIfRemoved(ctx, func() bool { return true }, cancel)
+		asks.Go(func() { p.askIfRemoved(ctx, func() bool { return true }, cancel) })
 	}
 	err := p.conn.AwaitLeader(ctx)
 	if cause := context.Cause(ctx); errors.Is(cause, bus.ErrRemoved) {
@@ -213,14 +216,6 @@ func (p *issuerProcess) askIfRemoved(ctx context.Context, lost func() bool, foun
 // others were first to end its routes, has not heard of it.
 func (p *issuerProcess) busLost() bool {
 	return !p.server.JetStreamEnabled() || p.server.CutOff() || !p.conn.Connected()
-}
-
-// noteRemoved ends this process: it was removed from its cluster.
-func (p *issuerProcess) noteRemoved(err error) {
-	select {
-	case p.removed <- err:
-	default:
-	}
 }
 
 // drain lets whoever sends requests go elsewhere first: /readyz says 503, and connections are not kept.

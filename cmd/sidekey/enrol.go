@@ -51,8 +51,19 @@ func (a *app) identify(ctx context.Context, role bus.Role, dataDir, join string,
 		return id, err
 	}
 	token, terr := a.readJoinToken(join)
-	if errors.Is(terr, fs.ErrNotExist) && err == nil {
-		return id, nil // it has joined, and the token is gone since
+	if err == nil { // it has joined, and needs no token: one that is not its own does not keep it from starting
+		switch {
+		case terr == nil && token.ID == id.Join:
+			return id, a.dropJoinToken(join) // it died right after it had joined
+		case errors.Is(terr, fs.ErrNotExist): // gone since
+		case terr != nil:
+			log.Warn("going on without the join token: this has joined already", "name", id.Name, "file", join, "error", terr)
+		case token.Role != role || token.Name != id.Name || time.Now().After(time.Unix(token.Expires, 0)):
+			log.Warn("going on without the join token: it is another's or has expired, and this has joined already", "name", id.Name, "file", join, "token_role", string(token.Role), "token_name", token.Name)
+		default: // somebody has let it in anew, so what it has may be worth nothing
+			return nil, fmt.Errorf("joining: this %s has joined already, as %q; start it without --join, or remove %s to join anew", role, id.Name, dir)
+		}
+		return id, nil
 	}
 	if errors.Is(terr, fs.ErrNotExist) {
 		return nil, fmt.Errorf("reading the join token: there is no file %s, and this %s has not joined; ask for a token with `sidekey %ss add NAME`", join, role, role)
@@ -62,12 +73,6 @@ func (a *app) identify(ctx context.Context, role bus.Role, dataDir, join string,
 	}
 	if token.Role != role {
 		return nil, fmt.Errorf("joining: the token is for an %s, and this is an %s", token.Role, role)
-	}
-	if err == nil {
-		if id.Join != token.ID {
-			return nil, fmt.Errorf("joining: this %s has joined already, as %q; start it without --join, or remove %s to join anew", role, id.Name, dir)
-		}
-		return id, a.dropJoinToken(join) // it died right after it had joined
 	}
 	if len(cfg.Bus.URLs) > 0 {
 		token.URLs = cfg.Bus.URLs
@@ -136,11 +141,8 @@ func (p *issuerProcess) openTrust(context.Context) (err error) {
 	}
 	path := filepath.Join(p.cfg.DataDir, bus.KeysFile)
 	if len(p.cfg.Bus.URLs) == 0 {
-		store := filepath.Join(p.cfg.DataDir, "jetstream")
-		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			if _, err := os.Stat(store); err == nil {
-				return fmt.Errorf("opening the bus's keys: %s is gone, and %s is there; put it back from a backup: with new keys the state would look empty, and every agent would be refused", path, store)
-			}
+		if err := p.mayMakeKeys(path); err != nil {
+			return err
 		}
 		p.keys, err = bus.OpenKeys(path, p.master)
 		return err
@@ -149,6 +151,19 @@ func (p *issuerProcess) openTrust(context.Context) (err error) {
 		return nil // a NATS that sidekey knows nothing of: it works with what credentials it has
 	}
 	return err
+}
+
+// mayMakeKeys refuses new keys for the bus beside a store: with them the state in it would look empty.
+func (p *issuerProcess) mayMakeKeys(path string) error {
+	if exists(path) {
+		return nil
+	}
+	for _, name := range []string{aloneStore, clusterStore} {
+		if store := filepath.Join(p.cfg.DataDir, name); exists(store) {
+			return fmt.Errorf("opening the bus's keys: %s is gone, and %s is there; put it back from a backup: with new keys the state would look empty, and every agent would be refused", path, store)
+		}
+	}
+	return nil
 }
 
 // startBus starts the embedded server.
@@ -253,7 +268,7 @@ func (p *issuerProcess) openEnrolment(ctx context.Context) error {
 		Conn: p.conn, Keys: p.keys, Server: p.server, Authority: p.authority, Master: p.master,
 		Joins: p.buckets[bus.BucketJoins], Agents: p.buckets[bus.BucketAgents], Issuers: p.buckets[bus.BucketIssuers],
 		URLs: p.joinURLs(), Revoked: filepath.Join(p.cfg.DataDir, revokedFile),
-		Peers: p.peers, OnRemoved: p.noteRemoved,
+		Peers: p.peers, OnRemoved: p.end,
 		OnJoin: p.register, OnChange: p.fleet.Touch, Logger: p.log,
 	}
 	var err error

@@ -94,6 +94,7 @@ type issuerProcess struct {
 	due        atomic.Uint64 // the newest entry that others may want acknowledged
 	granter    *lease.Granter
 	own        *lease.Own
+	duties     *bus.Bucket // not one of buckets: a backup has nothing of it
 	duty       *lease.Duty
 	registry   *prometheus.Registry
 	monitor    *bus.Monitor
@@ -101,7 +102,7 @@ type issuerProcess struct {
 	opened     chan struct{} // closed once issuer is there
 	self       *bus.Identity // nil: in no cluster
 	peers      *bus.Peers    // likewise
-	removed    chan error    // holds one when this issuer was removed from its cluster
+	over       chan error    // holds one when this process has to end: see end
 	draining   atomic.Bool   // it is about to stop
 	adminToken *issuer.AdminToken
 
@@ -116,7 +117,7 @@ func openIssuer(ctx context.Context, cfg Config, id *bus.Identity, log hclog.Log
 	}
 	p = &issuerProcess{
 		cfg: cfg, log: log, runID: randomToken()[:22], identity: id, buckets: map[string]*bus.Bucket{}, opened: make(chan struct{}),
-		removed: make(chan error, 1), registry: prometheus.NewRegistry(),
+		over: make(chan error, 1), registry: prometheus.NewRegistry(),
 	}
 	opened := p // a return sets p to nil before it is closed
 	defer func() {
@@ -207,7 +208,7 @@ func (p *issuerProcess) openBus(ctx context.Context) error {
 	if err := p.awaitBus(ctx); err != nil {
 		return err
 	}
-	if p.server == nil && p.identity == nil {
+	if p.server == nil && !p.conn.AtIssuer() {
 		return warnDurability(ctx, p.cfg.Bus.MonitorURL, p.log)
 	}
 	return nil
@@ -338,8 +339,6 @@ func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 	// What serves ends first, and what it stands on goes on until then.
 	base, stopAll := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopAll()
-	g, ctx := errgroup.WithContext(base)
-	g.Go(func() error { return p.replica.Follow(ctx, p.entries) })
 	stop, err := p.conn.Listen(p.granter.Hear, p.books.Hear)
 	if err != nil {
 		return err
@@ -350,13 +349,19 @@ func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer unheard()
+	g, ctx := errgroup.WithContext(base) // behind what may fail: whoever has begun one waits for it
+	g.Go(func() error { return p.replica.Follow(ctx, oneEpoch{p.entries, p.begunAnew}) })
 	g.Go(func() error {
 		p.store.Keep(ctx, p.replica, func(err error) {
 			p.log.Error("could not write this issuer's copy of the log, trying again", "error", err)
 		})
 		return nil
 	})
-	g.Go(func() error { return p.guard.Run(ctx) })
+	g.Go(func() error {
+		return p.guard.Run(ctx, func(err error) {
+			p.log.Error("could not write the revisions that were seen, trying again", "error", err)
+		})
+	})
 	g.Go(func() error { p.duty.Run(ctx); return nil })
 	g.Go(func() error { p.monitor.Run(ctx); return nil })
 	g.Go(func() error { p.granter.Run(ctx); return nil })
@@ -371,7 +376,7 @@ func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 	})
 	g.Go(func() error { return whenReady(ctx, p.issuer.Ready, ready) })
 	if p.peers != nil {
-		g.Go(func() error { p.askIfRemoved(ctx, p.busLost, p.noteRemoved); return nil })
+		g.Go(func() error { p.askIfRemoved(ctx, p.busLost, p.end); return nil })
 	}
 	g.Go(func() error { p.keepReplicas(ctx); return nil })
 	serving, endServing := context.WithCancel(ctx)
@@ -387,7 +392,7 @@ func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 	g.Go(func() error {
 		select {
 		case <-asked.Done():
-		case err := <-p.removed:
+		case err := <-p.over:
 			return err
 		case <-ctx.Done():
 			return nil
@@ -400,6 +405,14 @@ func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 	})
 	p.log.Info("serving", "issuer", p.public.Addr().String(), "url", p.cfg.Issuer.URL, "admin", p.cfg.Issuer.AdminListen)
 	return g.Wait()
+}
+
+// end ends this process: it was removed from its cluster, or its log was begun anew by another issuer.
+func (p *issuerProcess) end(err error) {
+	select {
+	case p.over <- err:
+	default: // it ends already
+	}
 }
 
 // guarded is ln with a limit of connections, and with TLS where it has that.

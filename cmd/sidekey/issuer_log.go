@@ -32,11 +32,11 @@ func (p *issuerProcess) openLog(ctx context.Context) (err error) {
 	if _, err := p.store.Restore(known); err != nil {
 		p.log.Error("this issuer's own copy of the log is of no use: it cannot tell whether the bus has lost entries", "error", err)
 	}
-	cfg := bus.LogConfig{Authority: p.authority, Issuer: p.cfg.Agent.Name, Replicas: p.cfg.replicas(), Took: p.appendTime()}
+	cfg := bus.LogConfig{Authority: p.authority, Issuer: p.cfg.Agent.Name, Replicas: p.cfg.replicas(), Took: p.appendTime(), Anew: p.begunAnew}
 	if p.entries, err = bus.OpenLog(ctx, p.conn, cfg); err != nil {
 		return err
 	}
-	lacks, err := p.entries.Lacks(ctx, known.Cursor())
+	lacks, err := p.entries.Lacks(ctx, known)
 	if lacks {
 		p.entries.Close()
 		if err := p.makeWhole(ctx, cfg, known); err != nil {
@@ -50,6 +50,9 @@ func (p *issuerProcess) openLog(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := bus.EndAnew(ctx, p.duties, p.cfg.Agent.Name, p.entries.Epoch()); err != nil {
+		return err
+	}
 	// Who may be vouching is on this issuer's own disk too, should the bus's lose it.
 	if p.lists, err = lease.OpenCopies(filepath.Join(p.cfg.DataDir, "log", "grants"), p.entries, p.log.Named("lease")); err == nil {
 		p.onClose(func() { p.lists.Close() })
@@ -60,17 +63,13 @@ func (p *issuerProcess) openLog(ctx context.Context) (err error) {
 // makeWhole has a log begun anew that lacks what this issuer knows: by this issuer, or by another that found the same and
 // was first.
 func (p *issuerProcess) makeWhole(ctx context.Context, cfg bus.LogConfig, known *replica.Replica) error {
-	bucket, err := bus.OpenBucket(ctx, p.conn, bus.BucketDuties, p.master, p.cfg.replicas())
-	if err != nil {
-		return err
-	}
-	claim, err := p.claimAnew(ctx, bucket, known.Cursor().Epoch)
-	if err != nil && !errors.Is(err, bus.ErrBegun) {
-		return err
+	claim, err := p.claimAnew(ctx, cfg, known)
+	if claim == nil && !errors.Is(err, bus.ErrBegun) {
+		return err // nil: another has done it
 	}
 	lacks, lerr := p.lacks(ctx, cfg, known)
 	if claim == nil && lacks {
-		return fmt.Errorf("the log lacks entries again: %w; start that issuer, or, if it will not come back, stop every issuer and run `sidekey bus begin-anew --yes --take-over`", err)
+		return fmt.Errorf("the log lacks entries again: %w; %s", err, p.unclaimed())
 	}
 	if claim == nil || lerr != nil || !lacks { // another has done it
 		if claim != nil {
@@ -85,25 +84,78 @@ func (p *issuerProcess) makeWhole(ctx context.Context, cfg bus.LogConfig, known 
 	return claim.Done(ctx, at.Epoch)
 }
 
-// claimAgain is the pause between two looks whether another issuer has begun the log anew.
-const claimAgain = 250 * time.Millisecond
+// begunAnew ends this process, so that it is started again and opens the log as one that starts does: before it says anything
+// under the new epoch it compares that with what it knows (PROTOCOL 13).
+func (p *issuerProcess) begunAnew(err error) {
+	p.end(fmt.Errorf("%w: another issuer has done so while this one ran, so this one ends to be started again, and goes on with the new log then; start it, if nothing does by itself", err))
+}
 
-// claimAnew waits while another issuer begins the log anew. Nobody opens the log meanwhile: it would be made where it is absent.
-func (p *issuerProcess) claimAnew(ctx context.Context, bucket *bus.Bucket, known uint64) (*bus.AnewClaim, error) {
+// oneEpoch is a log that is followed within one epoch: what this issuer knows of the one before has to stand in its own copy
+// until it is started again.
+type oneEpoch struct {
+	*bus.Log
+	anew func(error)
+}
+
+// Follow is replica.Log's; where the log was begun anew it says so, and waits for ctx.
+func (l oneEpoch) Follow(ctx context.Context, after bus.Cursor, fn func([]bus.Entry, uint64) error) error {
+	err := l.Log.Follow(ctx, after, fn)
+	if errors.Is(err, bus.ErrEpoch) {
+		l.anew(err)
+		<-ctx.Done()
+		return ctx.Err() // for an ErrEpoch the replica would give up what it knows
+	}
+	return err
+}
+
+// Pauses between two looks whether another issuer has begun the log anew: by its word, and by the log, which costs more.
+const (
+	claimAgain = 250 * time.Millisecond
+	lacksAgain = 5 * time.Second
+)
+
+// claimAnew waits while another issuer begins the log anew, until it says so or, if it died before it could, the log shows it; both
+// nil: it does. Nobody opens the log where there is none meanwhile: that would make it.
+func (p *issuerProcess) claimAnew(ctx context.Context, cfg bus.LogConfig, known *replica.Replica) (*bus.AnewClaim, error) {
+	look := time.Now().Add(lacksAgain)
 	for said := false; ; said = true {
-		claim, err := bus.ClaimAnew(ctx, bucket, p.cfg.Agent.Name, known, false)
+		claim, err := bus.ClaimAnew(ctx, p.duties, p.cfg.Agent.Name, known.Cursor().Epoch, false)
 		if !errors.Is(err, bus.ErrClaimed) {
 			return claim, err
 		}
 		if !said {
 			p.log.Warn("the log lacks entries; waiting for who begins it anew", "error", err)
 		}
+		if time.Now().After(look) {
+			look = time.Now().Add(lacksAgain)
+			if p.stands(ctx, cfg, known) {
+				return nil, nil
+			}
+		}
 		select {
 		case <-time.After(claimAgain):
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w; start that issuer, or, if it will not come back, stop every issuer and run `sidekey bus begin-anew --yes --take-over`", err)
+			return nil, fmt.Errorf("%w; %s", err, p.unclaimed())
 		}
 	}
+}
+
+// unclaimed is what to do where another issuer has the claim to begin the log anew, and does not.
+func (p *issuerProcess) unclaimed() string {
+	if p.cfg.clustered() {
+		return "start that issuer; if it will not come back, stop every issuer and restore a backup (docs/backup.md)"
+	}
+	return "start that issuer, or, if it will not come back, stop every issuer and run `sidekey bus begin-anew --yes --take-over`"
+}
+
+// stands tells whether there is a log that lacks nothing which this issuer knows.
+func (p *issuerProcess) stands(ctx context.Context, cfg bus.LogConfig, known *replica.Replica) bool {
+	there, err := p.conn.HasLog(ctx)
+	if err != nil || !there {
+		return false
+	}
+	lacks, err := p.lacks(ctx, cfg, known)
+	return err == nil && !lacks
 }
 
 func (p *issuerProcess) lacks(ctx context.Context, cfg bus.LogConfig, known *replica.Replica) (bool, error) {
@@ -112,7 +164,7 @@ func (p *issuerProcess) lacks(ctx context.Context, cfg bus.LogConfig, known *rep
 		return false, err
 	}
 	defer l.Close()
-	return l.Lacks(ctx, known.Cursor())
+	return l.Lacks(ctx, known)
 }
 
 // beginAnew makes a log that has lost entries anew, from this issuer's own copy, and says so loudly.

@@ -146,9 +146,12 @@ func TestClusterReplacesIssuers(t *testing.T) {
 	c.remove(second, founder.Name)
 	founder.restart()
 	founder.awaitRemoved()
-	if !strings.Contains(second.proc.output()+c.node[1].proc.output(), `refusing a route: it is not of a present issuer of this cluster: "a-`) {
-		t.Error("no issuer says that it refuses the route of the one that was removed")
-	}
+	await(t, "an issuer to say that it refuses the route of the one that was removed", func() error {
+		if !strings.Contains(second.proc.output()+c.node[1].proc.output(), `refusing a route: it is not of a present issuer of this cluster: "a-`) {
+			return errors.New("none does")
+		}
+		return nil
+	})
 	c.add("e")
 	c.awaitReplicas()
 

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os/exec"
@@ -24,6 +25,7 @@ func TestNATSCluster(t *testing.T) {
 	t.Run("kill the leaf node's hub", c.losesTheHub)
 	t.Run("rolling restart", c.rolls)
 	t.Run("lose the log", c.losesTheLog)
+	t.Run("lose the log under an issuer", c.losesTheLogUnderOne)
 }
 
 func (c *natsCluster) revokes(t *testing.T) {
@@ -254,10 +256,7 @@ func (c *natsCluster) losesTheLog(t *testing.T) {
 		t.Errorf("begin-anew while an issuer is up: got %v, %s", err, out)
 	}
 	c.proc[1].stop()
-	answer, err := c.owner().Request("$JS.API.STREAM.DELETE.sidekey_log", nil, 5*time.Second)
-	if err != nil || !strings.Contains(string(answer.Data), `"success":true`) {
-		t.Fatalf("deleting the log: got %v, %s", err, answer.Data)
-	}
+	c.deleteLog(t)
 	for n, config := range []string{one, two} {
 		c.runIssuer(n, "--config", config)
 	}
@@ -269,6 +268,50 @@ func (c *natsCluster) losesTheLog(t *testing.T) {
 	if begun != 1 {
 		t.Errorf("the log was begun anew %d times, want once", begun)
 	}
+	c.goesOn(t, access)
+}
+
+// losesTheLogUnderOne: an issuer that runs while another finds the log gone and begins it anew ends, as its supervisor starts it again,
+// and goes on with the new log: it writes again.
+func (c *natsCluster) losesTheLogUnderOne(t *testing.T) {
+	access, _, err := login(c.issuer[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.sidekey("revoke", "--token", access)
+	c.proc[0].stop()
+	c.deleteLog(t)
+	c.runIssuer(0, "--config", filepath.Join(c.dir, "one.toml"))
+	c.awaitIssuer(0)
+	if out := c.proc[0].output(); !strings.Contains(out, "the log was begun anew: ") {
+		t.Errorf("the issuer that starts has not begun the log anew:\n%s", out)
+	}
+	await(t, "the issuer that ran to end", func() error {
+		if !c.proc[1].over() {
+			return errors.New("it runs")
+		}
+		return nil
+	})
+	if out := c.proc[1].output(); !strings.Contains(out, "another issuer has done so while this one ran, so this one ends to be started again") {
+		t.Errorf("it ended for another reason:\n%s", out)
+	}
+	c.runIssuer(1, "--config", filepath.Join(c.dir, "two.toml"))
+	c.awaitIssuer(1)
+	c.goesOn(t, access)
+}
+
+// deleteLog deletes the log, as its owner does.
+func (c *natsCluster) deleteLog(t *testing.T) {
+	t.Helper()
+	answer, err := c.owner().Request("$JS.API.STREAM.DELETE.sidekey_log", nil, 5*time.Second)
+	if err != nil || !strings.Contains(string(answer.Data), `"success":true`) {
+		t.Fatalf("deleting the log: got %v, %s", err, answer.Data)
+	}
+}
+
+// goesOn: the log that was begun anew knows what was revoked, and each issuer writes into it.
+func (c *natsCluster) goesOn(t *testing.T, access string) {
+	t.Helper()
 	for _, agent := range []string{c.near, c.far} {
 		if got := verify(t, agent, access); got == http.StatusOK {
 			t.Errorf("%s takes what was revoked before the log was lost", agent)
@@ -280,6 +323,9 @@ func (c *natsCluster) losesTheLog(t *testing.T) {
 			t.Fatal(err)
 		}
 		awaitVerify(t, "a new token", []string{c.near, c.far}[n], fresh, http.StatusOK)
+		if status, err := c.revokeAt(issuer, fresh); err != nil || status/100 != 2 {
+			t.Errorf("revoking at issuer %d: got %d, %v", n, status, err)
+		}
 	}
 	c.awaitWhole()
 }
