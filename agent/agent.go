@@ -50,6 +50,9 @@ type Config struct {
 	Headers map[string]string
 	// StripCredentials has ext_authz take the credentials off a request that is from somebody, before the service gets it.
 	StripCredentials bool
+	// LocalRules says that this host has a file of rules of its own: nobody may pass until SetRules has given them. A restored
+	// agent knows the log's sets before its file is read, and those alone may allow what the file denies.
+	LocalRules bool
 	// RuleSets names the sets of rules of the log that are in force together, after those of SetRules. While one is lacking,
 	// nobody may pass. See TakeRules.
 	RuleSets []string
@@ -238,7 +241,7 @@ func New(cfg Config, parts Parts) (*Agent, error) {
 		return nil, fmt.Errorf("building the agent: %w", err)
 	}
 	a.book.Store(&book{})
-	a.shelf = shelf{names: slices.Clone(cfg.RuleSets), opt: rules.Options{Authenticators: cfg.Authenticators}, handed: make(map[string]*handedSet)}
+	a.shelf = shelf{names: slices.Clone(cfg.RuleSets), awaits: cfg.LocalRules, opt: rules.Options{Authenticators: cfg.Authenticators}, handed: make(map[string]*handedSet)}
 	a.TakeRules(a.replica.Snapshot())
 	a.faces = newFaces(a)
 	if a.envoy, err = newEnvoyFace(a); err != nil {

@@ -3,6 +3,7 @@ package agent_test
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -197,10 +198,11 @@ func TestFaceAttacks(t *testing.T) {
 	}
 }
 
-// TestClaimAttacks: what a claim holds never becomes more than one value of one header.
+// TestClaimAttacks: what a claim holds never becomes more than one value of one header, at whichever face: whoever has such a
+// token is refused, and the answer tells nothing of it.
 func TestClaimAttacks(t *testing.T) {
 	w, _ := besieged(t)
-	h := w.listen("mem")
+	h, e := w.listen("mem"), w.envoy()
 	change := func(f func(c *keyring.Claims)) string {
 		return w.token(func(c *keyring.Claims) {
 			c.Subject, c.Scope, c.Roles, c.ClientID, c.SessionID = "reader", "read", nil, "", ""
@@ -228,5 +230,17 @@ func TestClaimAttacks(t *testing.T) {
 	} {
 		got := h.do("GET", "/v1/auth/forward", "", proxied("GET app.example/api/x", "Authorization: Bearer "+token)...)
 		checkAuth(t, name, got, 403, "unsafe_claim")
+		got = h.do("GET", "/v1/auth/nginx", "", "X-Original-Method: GET", "X-Original-URI: /api/x", "X-Original-Host: app.example", "Authorization: Bearer "+token)
+		checkAuth(t, name+", nginx", got, 403, "unsafe_claim")
+		if got.body != "" {
+			t.Errorf("%s, nginx: the body is %q, want none", name, got.body)
+		}
+		req := envoyAsks("GET app.example/api/x", "authorization: Bearer "+token)
+		wantTold(t, name+", gRPC", e.check(req), 403, "unsafe_claim")
+		wantTold(t, name+", gRPC, raw", e.check(raw(req)), 403, "unsafe_claim")
+		_, d := w.check(fmt.Sprintf(`{"method":"GET","host":"app.example","path":"/api/x","headers":{"Authorization":"Bearer %s"}}`, token))
+		if fields, _ := d["headers"].(map[string]any); d["decision"] != "deny" || d["status"] != float64(403) || d["reason"] != "unsafe_claim" || d["subject"] != "" || len(fields) > 0 {
+			t.Errorf("%s, check: got %v, want 403 unsafe_claim and nothing of the claims", name, d)
+		}
 	}
 }

@@ -16,7 +16,8 @@ const authenticationTooOld = keyring.Reason(rules.AuthenticationTooOld)
 
 // authorize decides a request: who it is from, and whether the rules let them. It is Authenticate where there are no
 // rules. What is denied whoever asks asks for no credential, and so for no lease; nor does what this host's own file allows
-// to everybody.
+// to everybody, where it decides alone. Together with sets of the log (Config.RuleSets) it decides only while none of them is
+// withdrawn, and that an agent without a lease does not know.
 //
 // The rules that decide are those in force when it returns: whoever has waited until an agent had others finds no decision
 // by the old ones after that, also where a credential was long in being checked.
@@ -71,8 +72,8 @@ func (a *Agent) authorizeBy(b *book, r *Request) {
 	}
 }
 
-// admit lets a request pass that is anybody's. Rules that the log hands out may have been replaced where this agent does not
-// hear of it: by those nobody passes whom it could not vouch for.
+// admit lets a request pass that is anybody's. Rules that are, or some of which are, of the log (handed) may have been replaced
+// or withdrawn where this agent does not hear of it: by those nobody passes whom it could not vouch for.
 func (a *Agent) admit(r *Request, handed bool) {
 	at := a.look()
 	r.outcome = rules.Outcome{Rule: r.rule, Status: http.StatusOK}

@@ -38,10 +38,12 @@ type shelf struct {
 	names []string // agent.rules_sets
 	opt   rules.Options
 
+	awaits bool                  // there is a file (Config.LocalRules), and it was not given yet
 	local  *rules.Set            // of the file; nil: there is none
 	fault  error                 // of a newer file
 	handed map[string]*handedSet // all that the log has handed out, by name
-	good   *rules.Set            // what was last merged of everything; nil: nothing was, or a set of it was withdrawn
+	epoch  uint64                // of the log that they were last read in
+	good   *rules.Set            // what was last merged of everything; nil: nothing was, or a set of it was, or may have been, withdrawn
 	said   string                // the fault that the log had last
 }
 
@@ -50,6 +52,7 @@ type handedSet struct {
 	fact    *bus.RulesFact // the newest version
 	set     *rules.Set     // of the newest version that can be meant; nil: none could be since it was last withdrawn
 	version uint64         // of set; withdrawn: of that
+	within  bool           // shelf.good was made of it
 	err     error          // why the newest version is not in force
 	gone    bool           // the log hands it out no more
 }
@@ -57,11 +60,11 @@ type handedSet struct {
 // SetRules puts the rules of this host's own file in force for every request that is decided from now on; nil: there are
 // none. They come before the sets that the log hands out (Config.RuleSets). The error says why they cannot be taken together
 // with those: what was in force stays, nothing if there was nothing, and they are tried again with the next sets.
-// Any goroutine may call it.
+// With Config.LocalRules nobody may pass before its first call. Any goroutine may call it.
 func (a *Agent) SetRules(s *rules.Set) error {
 	a.shelf.mu.Lock()
 	defer a.shelf.mu.Unlock()
-	a.shelf.local = s
+	a.shelf.local, a.shelf.awaits = s, false
 	return a.rebind()
 }
 
@@ -74,11 +77,12 @@ func (a *Agent) SetRulesFault(err error) {
 }
 
 // TakeRules puts the sets in force that the log hands out at a Snapshot. It is the replica's Config.Rules: called before that
-// is published, so that a receipt of their entry means that this agent decides by them.
+// is published. So a receipt of an entry means that this agent has read it: by what is withdrawn there it decides no more, and
+// by what is handed out there it decides, or it cannot, and says so in its status and its log (docs/rules.md).
 func (a *Agent) TakeRules(next *replica.Snapshot) {
 	a.shelf.mu.Lock()
 	defer a.shelf.mu.Unlock()
-	a.shelf.take(next.Rules)
+	a.shelf.take(next)
 	a.rebind() //nolint:errcheck // it is in the status and the log
 }
 
@@ -104,6 +108,9 @@ func (a *Agent) rebind() error {
 
 // sayRules logs what has changed.
 func (a *Agent) sayRules(b *book, err error) {
+	if a.shelf.awaits {
+		return // an agent that begins
+	}
 	if err == nil {
 		if a.shelf.said != "" {
 			a.log.Info("rules are whole again", "rules", b.main.Len(), "version", b.main.Version())
@@ -122,26 +129,47 @@ func (a *Agent) sayRules(b *book, err error) {
 }
 
 // take notes what the log hands out.
-func (s *shelf) take(sets *replica.RuleSets) {
-	for _, f := range sets.All() {
+//
+// A version that cannot be meant leaves the one before it in force, and so does one that does not go with the other sets: but
+// only where nothing can have lain between the two. Entries come in batches, and a checkpoint or a log that was begun anew
+// holds the newest versions alone: what stood before a version that was not seen may have been withdrawn by that, and by what
+// is withdrawn nobody decides any more. Fails closed.
+func (s *shelf) take(next *replica.Snapshot) {
+	anew := s.epoch != next.Position.Epoch
+	s.epoch = next.Position.Epoch
+	for _, f := range next.Rules.All() {
 		old := s.handed[f.Name]
-		if old != nil && old.fact.Version == f.Version && old.fact.Text == f.Text && old.fact.Withdrawn == f.Withdrawn {
+		same := old != nil && old.fact.Version == f.Version && old.fact.Text == f.Text && old.fact.Withdrawn == f.Withdrawn
+		unseen := old != nil && (anew || old.gone || !same && f.Version != old.fact.Version+1)
+		switch {
+		case same && (!unseen || old.within):
 			old.fact, old.gone = f, false // and its fault is what it was
 			continue
-		}
-		h := &handedSet{fact: f, version: f.Version}
-		if !f.Withdrawn {
-			if h.set, h.err = parseHanded(f, s.opt); h.err != nil && old != nil {
-				h.set, h.version = old.set, old.version
-			} else if h.err != nil {
-				h.version = 0
+		case unseen:
+			if old = nil; slices.Contains(s.names, f.Name) {
+				s.good = nil
 			}
 		}
-		s.handed[f.Name] = h
+		s.handed[f.Name] = s.read(f, old)
 	}
 	for name, h := range s.handed {
-		h.gone = sets.Get(name) == nil
+		h.gone = next.Rules.Get(name) == nil
 	}
+}
+
+// read reads a version. old is what stands if that cannot be meant, nil: nothing.
+func (s *shelf) read(f *bus.RulesFact, old *handedSet) *handedSet {
+	h := &handedSet{fact: f, version: f.Version}
+	if f.Withdrawn {
+		return h
+	}
+	if h.set, h.err = parseHanded(f, s.opt); h.err != nil {
+		h.version = 0
+		if old != nil && old.set != nil {
+			h.set, h.version = old.set, old.version
+		}
+	}
+	return h
 }
 
 // errGone: the log was begun anew from a state that had no such set yet.
@@ -165,9 +193,15 @@ func parseHanded(f *bus.RulesFact, opt rules.Options) (s *rules.Set, err error) 
 	return rules.ParseSet(f.Name, f.Text, opt)
 }
 
+// errAwaits: an agent that has a file decides by nothing without it, least of all by the sets that are to come behind it.
+var errAwaits = errors.New("this host's own file is not read yet")
+
 // merge gives by what a request is decided that names no set. With an error that is what it was before, and nobody's where
 // there was nothing, or where a set was withdrawn: to go on without one of several sets would let those pass whom it denied.
 func (s *shelf) merge() (*rules.Set, error) {
+	if s.awaits {
+		return nobody, errAwaits
+	}
 	if len(s.names) == 0 {
 		return s.local, nil
 	}
@@ -191,6 +225,9 @@ func (s *shelf) merge() (*rules.Set, error) {
 		var merged *rules.Set
 		if merged, err = rules.Merge(sets...); err == nil {
 			s.good = merged
+			for name, h := range s.handed {
+				h.within = slices.Contains(s.names, name)
+			}
 		}
 	}
 	if s.good == nil {
@@ -205,7 +242,7 @@ func (s *shelf) status(main *rules.Set, err error) *RulesStatus {
 		return nil
 	}
 	st := &RulesStatus{}
-	if main != nil {
+	if main != nil && main != nobody {
 		st.Rules, st.Version = main.Len(), main.Version()
 	}
 	if err != nil {

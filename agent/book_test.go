@@ -159,7 +159,7 @@ func TestHandedOutStatus(t *testing.T) {
 }
 
 // TestHandedOutAnyone: what the log's rules allow to everybody they allow while there is a lease: an agent that is cut off does
-// not know whether they stand. The host's own need none.
+// not know whether they stand. The host's own need none where they decide alone; together with the log's they do.
 func TestHandedOutAnyone(t *testing.T) {
 	w := newHandedWorld(t, false, "a")
 	w.apply(handsOut("a", 1, set("/a")))
@@ -180,11 +180,23 @@ func TestHandedOutAnyone(t *testing.T) {
 	if got := w.passes("/a"); got != "/a" {
 		t.Errorf("on_stale = serve: got %q", got)
 	}
+	w.rules(set("/own"))
+	if got := w.passes("/own", "/a"); got != "/own /a" {
+		t.Errorf("both, on_stale = serve: got %q", got)
+	}
+	w.lease.Store(nil)
+	if got := w.passes("/own", "/a", "/b"); got != "/own:503 stale /a:503 stale" {
+		t.Errorf("both without a lease: got %q, want 503 for the host's own too", got)
+	}
 	own := newWorld(t)
 	own.rules(set("/a"))
 	own.lease.Store(nil)
 	if got := own.passes("/a"); got != "/a" {
 		t.Errorf("the host's own without a lease: got %q", got)
+	}
+	own.apply(handsOut("b", 1, set("/b")))
+	if got := own.passes("/a", "/b"); got != "/a" {
+		t.Errorf("the host's own beside a set that is not merged: got %q", got)
 	}
 }
 
@@ -209,6 +221,172 @@ func TestHandedOutRestored(t *testing.T) {
 	w.build(r, func(c *agent.Config) { c.RuleSets = []string{"a"} })
 	if st := w.agent.Status().Rules; st == nil || st.Rules != 1 || st.Fault != "" {
 		t.Errorf("got %+v, want the one rule", st)
+	}
+}
+
+// TestOwnFileAwaited: an agent that has a file of rules decides by nothing before that is read, and by nothing where it does not
+// go with the sets that the log had already handed out: those alone would allow what the file denies.
+func TestOwnFileAwaited(t *testing.T) {
+	const own = "[[rules]]\nname = \"admin\"\npaths = [\"/admin\"]\nrequire = { roles = [\"admin\"] }\n"
+	open := "[[rules]]\nname = \"open\"\npaths = [\"/**\"]\nallow = \"anyone\"\n"
+	w := newHandedWorld(t, false)
+	w.apply(handsOut("a", 1, open+set("/a")))
+	restart := func() { // with what the replica has restored
+		w.build(w.rep, func(c *agent.Config) { c.RuleSets, c.LocalRules = []string{"a"}, true })
+		w.checks = nil
+	}
+	restart()
+	if got, st := w.passes("/admin", "/a"), w.agent.Status().Rules; got != "" || st.Fault != "this host's own file is not read yet" || st.Rules != 0 || st.Version != "" {
+		t.Errorf("before the file is read: %q pass, and the status is %+v", got, st)
+	}
+	w.agent.SetRulesFault(nil) // makes a new book
+	w.apply(handsOut("other", 1, set("/c")))
+	if got := w.passes("/admin", "/a"); got != "" {
+		t.Errorf("before the file is read, behind more of the log: %q pass", got)
+	}
+	if log := w.log.String(); strings.Contains(log, "not whole") {
+		t.Errorf("an agent that begins complains: %s", log)
+	}
+	w.rules2(own)
+	if got := w.passes("/admin", "/a"); got != "/admin:401 missing /a" {
+		t.Errorf("with both: %q", got)
+	}
+
+	w.apply(handsOut("a", 2, strings.Replace(open, "open", "admin", 1)))
+	if got, fault := w.passes("/admin", "/a"), w.agent.Status().Rules.Fault; got != "/admin:401 missing /a" || !strings.Contains(fault, "the name is taken") {
+		t.Errorf("a set that does not go with the file: %q, and the fault is %q; want what was in force", got, fault)
+	}
+	restart()
+	w.rules2(own)
+	if got, st := w.passes("/admin", "/a"), w.agent.Status().Rules; got != "" || !strings.Contains(st.Fault, "the name is taken") || st.Version != "" {
+		t.Errorf("restarted, and the file does not go with the set: %q pass, and the status is %+v; want that nobody passes", got, st)
+	}
+	w.apply(handsOut("a", 3, open+set("/a")))
+	if got := w.passes("/admin", "/a"); got != "/admin:401 missing /a" {
+		t.Errorf("with one that does: %q", got)
+	}
+
+	alone := newWorld(t, func(c *agent.Config) { c.LocalRules = true })
+	_, d := alone.check(fmt.Sprintf(`{"method":"GET","host":"h","path":"/x","headers":{"Authorization":"Bearer %s"}}`, alone.token()))
+	if d["decision"] != "deny" || d["reason"] != "no_rule" || d["detail"] != "this host's own file is not read yet" {
+		t.Errorf("a file alone that is not read yet: got %v, want a denial, also of who is known", d)
+	}
+	alone.rules(set("/x"))
+	if got := alone.passes("/x"); got != "/x" {
+		t.Errorf("a file alone: %q", got)
+	}
+}
+
+// TestUnseenVersion: what stood before a version that this agent did not see may have been withdrawn by that. It does not stay
+// in force for one that cannot be taken, in whichever way versions were passed over: in one batch, in a checkpoint, in a log
+// that was begun anew.
+func TestUnseenVersion(t *testing.T) {
+	const faulty = "[[rules]]\nname = \"x\"\npaths = [\"x\"]\n"
+	first := []bus.Fact{handsOut("a", 1, set("/a")), handsOut("b", 1, set("/b"))}
+	batch := func(facts ...bus.Fact) func(*world) {
+		return func(w *world) { w.applyTo(w.rep, facts...) }
+	}
+	checkpoint := func(facts ...bus.Fact) func(*world) {
+		return func(w *world) { load(w, w.rep, w.ahead(facts...)) }
+	}
+	// A log that was begun anew: nothing is read of it at first, and then its newest versions, once or more.
+	anew := func(states ...[]bus.Fact) func(*world) {
+		return func(w *world) {
+			w.agent.TakeRules(&replica.Snapshot{})
+			for n, facts := range states {
+				other := replica.New(replica.Config{})
+				new(world).applyTo(other, facts...)
+				w.agent.TakeRules(&replica.Snapshot{Position: bus.Position{Epoch: 2, Seq: uint64(n + 1)}, Rules: other.Snapshot().Rules})
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		seen []bus.Fact // one after the other
+		then func(*world)
+		pass string // of /own /a /b /c
+		kept bool   // the set a, by its name, allows /a as before
+	}{
+		"one by one, faulty":               {[]bus.Fact{handsOut("a", 2, "")}, batch(handsOut("a", 3, faulty)), "", false},
+		"one batch, faulty":                {nil, batch(handsOut("a", 2, ""), handsOut("a", 3, faulty)), "", false},
+		"one batch, the file's name":       {nil, batch(handsOut("a", 2, ""), handsOut("a", 3, set("/own"))), "", false},
+		"one batch, another set's name":    {nil, batch(handsOut("a", 2, ""), handsOut("a", 3, set("/b"))), "", false},
+		"one batch, another set faulty":    {nil, batch(handsOut("a", 2, ""), handsOut("b", 2, faulty), handsOut("a", 3, set("/a"))), "", true},
+		"one batch, and more of them":      {nil, batch(handsOut("a", 2, ""), handsOut("a", 3, faulty), handsOut("a", 4, faulty)), "", false},
+		"a faulty one before":              {[]bus.Fact{handsOut("a", 2, faulty)}, batch(handsOut("a", 3, ""), handsOut("a", 4, faulty)), "", false},
+		"one batch, and one that can":      {nil, batch(handsOut("a", 2, ""), handsOut("a", 3, set("/c"))), "/own /b /c", false},
+		"a checkpoint, faulty":             {nil, checkpoint(handsOut("a", 2, ""), handsOut("a", 3, faulty)), "", false},
+		"a checkpoint, the file's name":    {nil, checkpoint(handsOut("a", 2, ""), handsOut("a", 3, set("/own"))), "", false},
+		"nothing between, faulty":          {nil, batch(handsOut("a", 2, faulty)), "/own /a /b", true},
+		"nothing between, twice faulty":    {[]bus.Fact{handsOut("a", 2, faulty)}, batch(handsOut("a", 3, faulty)), "/own /a /b", true},
+		"nothing between, the file's name": {nil, batch(handsOut("a", 2, set("/own"))), "/own /a /b", false},
+		"nothing between, a checkpoint":    {nil, checkpoint(handsOut("a", 2, faulty)), "/own /a /b", true},
+		"of another set that is not merged": {[]bus.Fact{handsOut("c", 1, set("/c")), handsOut("b", 2, faulty)},
+			batch(handsOut("c", 2, ""), handsOut("c", 3, faulty)), "/own /a /b", true},
+		"anew, faulty":                     {nil, anew([]bus.Fact{handsOut("a", 2, faulty), first[1]}), "", false},
+		"anew, an older one, faulty":       {[]bus.Fact{handsOut("a", 2, set("/a"))}, anew([]bus.Fact{handsOut("a", 1, faulty), first[1]}), "", false},
+		"anew, the file's name":            {nil, anew([]bus.Fact{handsOut("a", 2, set("/own")), first[1]}), "", false},
+		"anew, as faulty as before":        {[]bus.Fact{handsOut("a", 2, faulty)}, anew([]bus.Fact{handsOut("a", 2, faulty), first[1]}), "", false},
+		"anew, not taken before either":    {[]bus.Fact{handsOut("a", 2, set("/own"))}, anew([]bus.Fact{handsOut("a", 2, set("/own")), first[1]}), "", false},
+		"anew, the same":                   {nil, anew(first), "/own /a /b", true},
+		"anew, the same, and one is not":   {nil, anew([]bus.Fact{first[0]}), "/own /a /b", true},
+		"anew, the same, the other faulty": {nil, anew([]bus.Fact{first[0], handsOut("b", 2, faulty)}), "", true},
+		"anew, by its checkpoint at once": {nil, func(w *world) {
+			other := replica.New(replica.Config{})
+			new(world).applyTo(other, handsOut("a", 2, faulty), first[1])
+			w.agent.TakeRules(&replica.Snapshot{Position: bus.Position{Epoch: 2, Seq: 2}, Rules: other.Snapshot().Rules})
+		}, "", false},
+		"anew without it, then faulty": {nil, anew(first[1:], append(first[1:], handsOut("a", 2, faulty))), "", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newHandedWorld(t, false, "a", "b")
+			w.rules2(set("/own"))
+			w.apply(first...)
+			w.apply(c.seen...)
+			c.then(w)
+			if got := w.passes("/own", "/a", "/b", "/c"); got != c.pass {
+				t.Errorf("%q pass, want %q; the fault is %q", got, c.pass, w.agent.Status().Rules.Fault)
+			}
+			req := envoyAsks("GET h/a")
+			req.Attributes.ContextExtensions = map[string]string{"sidekey.rules": "a"}
+			if c.kept {
+				wantTold(t, "the set by its name", w.envoy().check(req), 200, "anonymous")
+			} else {
+				wantTold(t, "the set by its name", w.envoy().check(req), 403, "no_rule")
+			}
+		})
+	}
+}
+
+// applyTo appends facts to the world's log, and lets a replica have them in one batch.
+func (w *world) applyTo(r *replica.Replica, facts ...bus.Fact) {
+	entries := make([]bus.Entry, len(facts))
+	for n, f := range facts {
+		w.seq++
+		entries[n] = bus.Entry{Position: bus.Position{Epoch: 1, Seq: w.seq}, Fact: f}
+	}
+	if err := r.Apply(entries...); err != nil {
+		panic(err)
+	}
+}
+
+// ahead gives the world's log with more facts that its agent has not read.
+func (w *world) ahead(facts ...bus.Fact) *replica.Replica {
+	w.Helper()
+	ahead := replica.New(replica.Config{})
+	load(w, ahead, w.rep)
+	w.applyTo(ahead, facts...)
+	return ahead
+}
+
+// load has a replica take another's checkpoint.
+func load(t testing.TB, to, from *replica.Replica) {
+	t.Helper()
+	img, _, err := from.Image()
+	if err == nil {
+		err = to.Load(img)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

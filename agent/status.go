@@ -45,7 +45,7 @@ type KeyStatus struct {
 // RulesStatus tells which rules are in force.
 type RulesStatus struct {
 	Rules   int    `json:"rules"`
-	Version string `json:"version"`         // of their text: equal texts have equal versions; "": there are none by default
+	Version string `json:"version"`         // of their text: equal texts have equal versions; "": there are none by default, or everything is denied
 	Fault   string `json:"fault,omitempty"` // why newer ones are not in force
 	// Sets are those of agent.rules_sets in their order, then the others that the log hands out, by name.
 	Sets []RuleSetStatus `json:"sets,omitempty"`

@@ -53,7 +53,8 @@ func (i *Issuer) RuleSet(name string) (*RuleSet, error) {
 	return ruleSet(f), nil
 }
 
-// PushRules hands out a set, and gives the entry from which on agents decide by it. A text that stands already is handed out
+// PushRules hands out a set, and gives the entry that it is. An agent that has acknowledged that decides by it, or could not take
+// it and tells so in its status. A text that stands already is handed out
 // no second time; the position is then the newest. The errors are *InputError, *ConflictError and ErrUnavailable.
 func (i *Issuer) PushRules(ctx context.Context, p RulesPush) (*RuleSet, bus.Position, error) {
 	if err := i.checkRules(&p); err != nil {

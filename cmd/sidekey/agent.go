@@ -102,7 +102,8 @@ func openAgent(cfg Config, log hclog.Logger, identify func(*agentProcess) (*bus.
 		Name: cfg.Agent.Name, Version: version(), Realm: cfg.Agent.Realm,
 		Audiences: cfg.Agent.Audiences, Leeway: cfg.Agent.Leeway, CacheSize: cfg.Agent.CacheSize,
 		Authenticators: cfg.Agent.Authenticators, Challenges: cfg.Agent.Challenges, Headers: cfg.Agent.Headers,
-		Webhook: cfg.Agent.Webhook.agent(), Schemes: cfg.Agent.Schemes, StripCredentials: cfg.Agent.StripCredentials, RuleSets: cfg.Agent.RulesSets,
+		Webhook: cfg.Agent.Webhook.agent(), Schemes: cfg.Agent.Schemes, StripCredentials: cfg.Agent.StripCredentials,
+		LocalRules: cfg.Agent.Rules != "", RuleSets: cfg.Agent.RulesSets,
 	}, agent.Parts{Replica: p.replica, Leases: p.holder, Hurry: p.renewer.Hurry, Logger: log.Named("agent"), Connected: p.conn.Connected, ClockOff: p.clocks.Off, Run: p.holder.Run(), Passwords: p.passwords(), Registry: registry})
 	p.vitals.probe = func() { p.agent.Answer(bus.Question{Token: []byte("is anybody there?")}) } // whatever it says
 	return p, err

@@ -27,7 +27,7 @@ func checkHandedOut(name, text string) error {
 const rulesAdmin = "/admin/v1/rules"
 
 func (a *app) rulesPushCommand() *cobra.Command {
-	w := waiting{means: "no agent decides without it any more; sidekey rules status shows who could not take it"}
+	w := waiting{means: "every agent has read it or vouches for nobody; sidekey rules status shows, some seconds later, who could not take it"}
 	var replaces uint64
 	var force bool
 	cmd := &cobra.Command{
@@ -35,7 +35,9 @@ func (a *app) rulesPushCommand() *cobra.Command {
 		Short: "Hand a set of rules out to the agents: those that have NAME in agent.rules_sets decide by it",
 		Long: "Hand a set of rules out to the agents: those that have NAME in agent.rules_sets decide by it at once, and Envoy's routes\n" +
 			"may name it. The first push of a name needs no flag; a later one says by --replaces which version it takes the place of,\n" +
-			"so that nobody writes over what they have not seen. A text that stands already changes nothing.",
+			"so that nobody writes over what they have not seen. A text that stands already changes nothing.\n\n" +
+			"With --wait every agent has read it at the end. One that could not take it (a name that its own file has too, a scheme\n" +
+			"that it lacks) goes on by the version before: `sidekey rules status` tells, once the agents have told their status.",
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, err := readRulesText(args[1])
@@ -170,9 +172,11 @@ func (a *app) rulesShowCommand() *cobra.Command {
 func (a *app) rulesStatusCommand() *cobra.Command {
 	return a.addFormat(&cobra.Command{
 		Use:   "status",
-		Short: "Show which agent decides by which version of which set; exit status 1 when one does not decide by the newest",
-		Long: "Show which agent decides by which version of which set, as the agents said last (some seconds ago). Exit status 1 when an\n" +
-			"agent that merges a set has not the newest version of it, has a fault, or was not heard.",
+		Short: "Show which agent decides by which version of which set; exit status 1 when one does not decide by the newest of those it merges",
+		Long: "Show which agent decides by which version of which set, as the agents said last (10 s ago at most, where they are\n" +
+			"connected). Exit status 1 when an agent was not heard, when its rules as a whole have a fault, or when a set that it merges\n" +
+			"(agent.rules_sets) has a fault or is not the newest version. Of a set that it does not merge, which a route of Envoy may\n" +
+			"name all the same, the table alone tells.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var answer rulesAnswer
@@ -227,13 +231,13 @@ func (l *rulesAnswer) newest() map[string]uint64 {
 	return newest
 }
 
-// behind counts the agents that do not decide as the newest sets say.
+// behind counts the agents that do not decide as the newest of the sets say that they merge.
 func (l *rulesAnswer) behind() int {
 	n, newest := 0, l.newest()
 	for _, g := range l.Agents {
 		late := g.Seen == 0 || g.Fault != ""
 		for _, s := range g.Sets {
-			late = late || s.Fault != "" || s.Version < newest[s.Name]
+			late = late || s.Merged && (s.Fault != "" || s.Version < newest[s.Name])
 		}
 		if late {
 			n++

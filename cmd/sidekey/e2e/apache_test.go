@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -162,15 +163,27 @@ func (a *apacheTest) notBelieved(t *testing.T) {
 	}
 }
 
-// revoked: with introspection the next request is refused; with the keys alone nobody learns of it, as the file says.
+// revoked: with introspection the next request is refused, on the same connection; with the keys alone nobody learns of it, as the file says.
 func (a *apacheTest) revoked(t *testing.T) {
 	token := a.token
 	defer func() { a.token = token }()
 	a.token, _ = a.login()
-	a.reaches(t, a.send(t, http.MethodGet, "/private", a.with(), nil), "/private")
+	client := a.newClient()
+	var reused bool
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) { reused = c.Reused }})
+	got, err := a.try(ctx, client, http.MethodGet, "/private", a.with(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.reaches(t, got, "/private")
 	a.sidekey("revoke", "--token", a.token, "--wait")
 	before := a.served.Load()
-	got := a.send(t, http.MethodGet, "/private", a.with(), nil)
+	if got, err = a.try(ctx, client, http.MethodGet, "/private", a.with(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if !reused {
+		t.Error("the connection was not kept")
+	}
 	if a.jwks {
 		if got.StatusCode != http.StatusOK {
 			t.Errorf("with SIDEKEY_JWKS a revoked token got %d: say so in apache.conf and docs/proxies.md", got.StatusCode)
