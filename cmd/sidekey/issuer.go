@@ -131,7 +131,7 @@ func openIssuer(ctx context.Context, cfg Config, id *bus.Identity, log hclog.Log
 		sctx, cancel = context.WithTimeout(bus.Patiently(ctx), clusterStartWithin)
 	}
 	defer cancel()
-	for _, open := range []func(context.Context) error{p.lock, p.unfinished, p.listen, p.openTrust, p.openBus, p.openState, p.openAudit, p.openFleet, p.openDuty, p.openLog, p.openEnrolment, p.openParts} {
+	for _, open := range []func(context.Context) error{p.lock, p.unfinished, p.listen, p.openTrust, p.openBus, p.halfRestored, p.openState, p.openAudit, p.openFleet, p.openDuty, p.openLog, p.openEnrolment, p.openParts} {
 		if err := open(sctx); err != nil {
 			return nil, err
 		}
@@ -212,6 +212,18 @@ func (p *issuerProcess) openBus(ctx context.Context) error {
 		return warnDurability(ctx, p.cfg.Bus.MonitorURL, p.log)
 	}
 	return nil
+}
+
+// halfRestored refuses a bus of others that is half restored, from whatever host: unfinished sees only what was begun on this one.
+func (p *issuerProcess) halfRestored(ctx context.Context) error {
+	if p.server != nil {
+		return nil
+	}
+	id, err := p.conn.RestoreMark(ctx)
+	if err == nil && id != "" {
+		err = errors.New("refusing to start: the state on the bus is half restored; wait until that restore is done, or, if it died, run sidekey restore again where it was begun")
+	}
+	return err
 }
 
 // authorityName is the record of the key that signs the log.

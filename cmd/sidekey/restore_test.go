@@ -292,6 +292,20 @@ func TestRestoreUnderAnIssuer(t *testing.T) {
 	}
 }
 
+// TestHalfRestoredElsewhere: an issuer of another host does not start on what a restore has not finished.
+func TestHalfRestoredElsewhere(t *testing.T) {
+	t.Parallel()
+	n := startElsewhere(t, backUp(t, nil).keys)
+	p := &issuerProcess{conn: n.conn}
+	if err := p.halfRestored(t.Context()); err != nil {
+		t.Errorf("nothing is restored: got %v", err)
+	}
+	n.half(t, "by another host")
+	if err := p.halfRestored(t.Context()); err == nil || !strings.Contains(err.Error(), "half restored") {
+		t.Errorf("half restored: got %v, want a refusal", err)
+	}
+}
+
 // part is a bucket of a backup under another name, or without one of its records.
 type part struct {
 	backup.Records
