@@ -55,7 +55,7 @@ func (i *Issuer) audited(next http.HandlerFunc) http.HandlerFunc {
 }
 
 func (i *Issuer) failAudit(w http.ResponseWriter, r *http.Request, err error, detail string) {
-	i.log.Error("an administrator's call failed", "route", r.Pattern, "error", err)
+	i.log.Error("an administrator's call failed", traced(r, "route", r.Pattern, "error", err)...)
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Retry-After", "1")
 	problem(w, http.StatusServiceUnavailable, detail)

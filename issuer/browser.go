@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sidekey/sidekey/bus/replica"
+	"github.com/sidekey/sidekey/bus/trace"
 	"github.com/sidekey/sidekey/keyring"
 )
 
@@ -129,7 +130,7 @@ func (i *Issuer) endReplaced(ctx context.Context, token string) {
 		err = i.endBrowser(ctx, p, "logged in again")
 	}
 	if err != nil && keyring.ReasonOf(err) == "" {
-		i.log.Warn("could not end the session that a login replaced", "error", err)
+		i.log.Warn("could not end the session that a login replaced", append([]any{"error", err}, trace.Of(ctx).Pairs()...)...)
 	}
 }
 

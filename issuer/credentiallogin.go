@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/trace"
 )
 
 // ObtainToken proves a password, as Login does, and gives an opaque token instead of a session: POST /api-token-auth/.
@@ -64,7 +65,7 @@ func (i *Issuer) loginToken(ctx context.Context, user *userRecord, known uint64,
 	})
 	if len(old) >= loginTokens {
 		if _, err := i.endCredentials(ctx, old[loginTokens-1:], "newer logins"); err != nil {
-			i.log.Warn("could not end a user's oldest login tokens, the next login tries again", "sub", user.ID, "error", err)
+			i.log.Warn("could not end a user's oldest login tokens, the next login tries again", append([]any{"sub", user.ID, "error", err}, trace.Of(ctx).Pairs()...)...)
 		}
 	}
 	return made.Secret, nil

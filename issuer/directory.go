@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/trace"
 	"github.com/sidekey/sidekey/keyring"
 )
 
@@ -75,7 +76,7 @@ func (i *Issuer) authenticateElsewhere(ctx context.Context, c Credentials) (*use
 	case errors.As(err, &busy):
 		return nil, 0, err
 	case errors.As(err, &broken):
-		i.log.Error("refusing a login", "error", err)
+		i.log.Error("refusing a login", append([]any{"error", err}, trace.Of(ctx).Pairs()...)...)
 		return nil, 0, ErrCredentials
 	case err != nil:
 		return nil, 0, fmt.Errorf("asking the directory: %w: %w", ErrUnavailable, err)
@@ -87,7 +88,7 @@ func (i *Issuer) authenticateElsewhere(ctx context.Context, c Credentials) (*use
 		err = i.checkNoClient(ctx, rec.ID)
 	}
 	if errors.As(err, &broken) {
-		i.log.Error("refusing a login", "sub", account.ID, "error", err)
+		i.log.Error("refusing a login", append([]any{"sub", account.ID, "error", err}, trace.Of(ctx).Pairs()...)...)
 		return nil, 0, ErrCredentials
 	}
 	return rec, seq, err

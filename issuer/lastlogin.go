@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/sidekey/sidekey/bus"
+	"github.com/sidekey/sidekey/bus/trace"
 )
 
 // lastLoginStep is how old User.LastLogin may be before it is written again, in seconds. Each write costs a durable one on every
@@ -24,6 +25,6 @@ func (i *Issuer) noteLogin(ctx context.Context, user *userRecord) {
 		_, err = i.Users.Update(ctx, bus.Name(rec.Username), encode(rec), revision)
 	}
 	if err != nil && !errors.Is(err, bus.ErrConflict) {
-		i.log.Warn("could not note a login, the next one will be", "sub", user.ID, "error", err)
+		i.log.Warn("could not note a login, the next one will be", append([]any{"sub", user.ID, "error", err}, trace.Of(ctx).Pairs()...)...)
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sidekey/sidekey/bus"
 	"github.com/sidekey/sidekey/bus/replica"
+	"github.com/sidekey/sidekey/bus/trace"
 	"github.com/sidekey/sidekey/keyring"
 )
 
@@ -121,7 +122,7 @@ func (i *Issuer) authenticate(ctx context.Context, c Credentials) (*userRecord, 
 func (i *Issuer) proven(ctx context.Context, rec *userRecord, text, password string) (ok, stale bool, err error) {
 	ok, stale, err = i.hash.verify(ctx, text, password)
 	if errors.Is(err, errHash) {
-		i.log.Error("a user cannot log in before there is another password", "sub", rec.ID, "error", err)
+		i.log.Error("a user cannot log in before there is another password", append([]any{"sub", rec.ID, "error", err}, trace.Of(ctx).Pairs()...)...)
 		return false, false, nil
 	}
 	return ok, stale, err

@@ -129,7 +129,7 @@ func (i *Issuer) writeLoginProblem(w http.ResponseWriter, r *http.Request, err e
 		w.Header().Set("Retry-After", retryAfter(busy))
 		page.Problem = "Too many attempts. Please wait " + retryAfter(busy) + " s and try again."
 	default:
-		i.log.Warn("could not answer a request", "route", r.Pattern, "error", err)
+		i.log.Warn("could not answer a request", traced(r, "route", r.Pattern, "error", err)...)
 		w.Header().Set("Retry-After", "1")
 		page.Problem = "Signing in is not possible at the moment. Please try again."
 	}

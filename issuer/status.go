@@ -126,17 +126,18 @@ func (i *Issuer) status(ctx context.Context) *statusAnswer {
 		}
 	}
 	keys, _ := i.ListKeys(ctx) // it reads memory alone
+	signs := slices.ContainsFunc(keys, func(k KeyStatus) bool { return k.State == keyring.Active })
 	slices.SortStableFunc(keys, func(a, b KeyStatus) int { return int(b.Seq) - int(a.Seq) })
 	s.MoreKeys = max(0, len(keys)-maxStatusKeys)
 	for at := range keys[:min(len(keys), maxStatusKeys)] {
 		s.Keys = append(s.Keys, newKeyAnswer(&keys[at]))
 	}
-	s.Problems = append(s.Problems, i.problems(s, due)...)
+	s.Problems = append(s.Problems, i.problems(s, due, signs)...)
 	return s
 }
 
 // problems says in words what is not as it should be. Alerts say the same over time.
-func (i *Issuer) problems(s *statusAnswer, due time.Time) (all []string) {
+func (i *Issuer) problems(s *statusAnswer, due time.Time, signs bool) (all []string) {
 	say := func(bad bool, what string) {
 		if bad {
 			all = append(all, what)
@@ -154,13 +155,14 @@ func (i *Issuer) problems(s *statusAnswer, due time.Time) (all []string) {
 		say(a.States[agentBehind] > 0, "agents are behind the log")
 		say(a.States[agentClock] > 0, "agents' clocks are off")
 	}
-	say(!due.IsZero() && i.now().Sub(due) > 10*time.Minute, "the scheduled rotation is overdue; keys list shows who is waited for")
-	say(!slices.ContainsFunc(s.Keys, func(k keyAnswer) bool { return k.State == keyring.Active }), "no key signs")
+	say(!due.IsZero() && i.now().Sub(due) > 10*time.Minute, "the scheduled rotation is overdue; keys rotate says who is waited for")
+	say(!signs, "no key signs")
 	if b := s.Bus; b != nil {
 		say(b.Error != "", "the bus does not answer all: "+shortened(b.Error, 256))
 		say(b.Leaderless > 0, "streams have no leader")
 		say(b.Lagging > 0, "copies of streams are behind or offline")
-		say(b.Sync != bus.Synced, "the bus does not sync before it acknowledges, or nobody knows (bus.monitor_url)")
+		say(b.Sync == bus.Delayed, "the bus does not sync before it acknowledges (sync_interval of nats-server)")
+		say(b.Sync == bus.Unknown, "whether the bus syncs before it acknowledges is not known to this issuer; set bus.monitor_url, or where another has the bus inside, ask that one")
 		say(b.Limit > 0 && b.Used > uint64(b.Limit)/10*8, "the bus's store is over 80% full")
 	}
 	return all

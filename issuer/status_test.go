@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -15,6 +16,7 @@ import (
 	"github.com/sidekey/sidekey/bus/bustest"
 	"github.com/sidekey/sidekey/bus/lease"
 	"github.com/sidekey/sidekey/issuer"
+	"github.com/sidekey/sidekey/keyring"
 )
 
 // crowd is a fleet of any size.
@@ -99,6 +101,53 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// TestStatusOfManyKeys: the key that signs is found among more keys than a status shows.
+func TestStatusOfManyKeys(t *testing.T) {
+	ti := start(t, newBus())
+	for n := range 51 {
+		if _, err := ti.ImportKey(t.Context(), issuer.Import{Secret: fmt.Sprintf("%032d", n)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, _ := askStatus(t, ti)
+	for _, k := range s.Keys {
+		if k.State == string(keyring.Active) {
+			t.Fatal("status: the key that signs is among the newest 50, so this shows nothing")
+		}
+	}
+	if len(s.Keys) != 50 || slices.Contains(s.Problems, "no key signs") {
+		t.Errorf("status: got %d keys and the problems %q, want 50, and that a key signs", len(s.Keys), s.Problems)
+	}
+}
+
+// TestStatusOfTheBus says of a bus what is known, and what to do where nothing is.
+func TestStatusOfTheBus(t *testing.T) {
+	for sync, want := range map[bus.Durability]string{
+		bus.Synced: "", bus.Delayed: "does not sync before it acknowledges (sync_interval", bus.Unknown: "is not known to this issuer; set bus.monitor_url, or where another has the bus inside, ask that one",
+	} {
+		ti := start(t, newBus(), func(_ *issuer.Config, p *issuer.Parts) {
+			p.Overview.Bus = func() *bus.Health { return &bus.Health{At: time.Now(), Connected: true, Sync: sync} }
+		})
+		s, _ := askStatus(t, ti)
+		if all := strings.Join(s.Problems, "\n"); strings.Contains(all, "sync") != (want != "") || !strings.Contains(all, want) {
+			t.Errorf("sync %s: got the problems %q, want %q", sync, s.Problems, want)
+		}
+	}
+}
+
+// TestStatusOverdue: who is waited for is asked where it is told.
+func TestStatusOverdue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBus()
+		join(t, b, "a") // and does not catch up
+		ti := start(t, b, func(c *issuer.Config, _ *issuer.Parts) { c.RotateEvery = time.Hour })
+		time.Sleep(2 * time.Hour)
+		if s, _ := askStatus(t, ti); !slices.Contains(s.Problems, "the scheduled rotation is overdue; keys rotate says who is waited for") {
+			t.Errorf("status: got the problems %q, want that the rotation is overdue", s.Problems)
+		}
+	})
+}
+
 // TestStatusBehind: an agent that lacks an entry which has been there for over 15 s is behind, by the age of that entry; one that is
 // at the head is not, however long nothing was appended; and the farthest of those that may vouch is the fleet's lag.
 func TestStatusBehind(t *testing.T) {
@@ -149,6 +198,61 @@ func TestStatusBehind(t *testing.T) {
 		if s := look(time.Minute); s.Agents.States["ok"] != 2 || s.Agents.Lag != 0 {
 			t.Errorf("caught up: got %+v, want both ok", s.Agents)
 		}
+	})
+}
+
+// TestLagOfAnIdleFleet: agents acknowledge ticks half a minute late, which is no lag; of entries before its lease a run lacks none, though it
+// has acknowledged nothing yet; the last entry before a silence counts, also of a second that began with another.
+func TestLagOfAnIdleFleet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, vouching := newBus(), []lease.Vouching{{Agent: "web-1", Left: time.Minute}}
+		fleet := &crowd{Fleet: new(bustest.Fleet)}
+		ti := start(t, b, func(_ *issuer.Config, p *issuer.Parts) {
+			p.Fleet, p.Overview.Vouching = fleet, func() []lease.Vouching { return vouching }
+		})
+		tick := func(n int) (at bus.Position) {
+			for range n {
+				var err error
+				if at, err = b.log.Tick(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second)
+			}
+			return at
+		}
+		lag := func(when string, want time.Duration) {
+			t.Helper()
+			synctest.Wait()
+			if s, _ := askStatus(t, ti); s.Agents.Lag != want.Milliseconds() {
+				t.Errorf("%s: got a lag of %d ms, want %s", when, s.Agents.Lag, want)
+			}
+		}
+		revoke := func(id string) bus.Position {
+			t.Helper()
+			if _, err := ti.Revoke(t.Context(), issuer.Target{ID: id}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			return ti.replica.Snapshot().Position
+		}
+		revoke("an hour ago")
+		time.Sleep(time.Hour)
+		vouching[0].First = tick(1)
+		lag("a new run that has acknowledged nothing", 0)
+		vouching[0].Acked = tick(1)
+		tick(40)
+		lag("40 ticks that are not acknowledged", 0)
+		fleet.add("stuck", `{}`, time.Now())
+		fleet.agents[0].Seq = vouching[0].Acked.Seq
+		time.Sleep(3 * time.Second)
+		if s, _ := askStatus(t, ti); s.Agents.States["behind"] != 1 {
+			t.Errorf("an agent that says it has not read 40 ticks: got %v, want it behind", s.Agents.States)
+		}
+		vouching[0].Acked = revoke("one")
+		time.Sleep(500 * time.Millisecond)
+		revoke("another in that second")
+		tick(40)
+		lag("an entry and 40 ticks", 40*time.Second)
 	})
 }
 

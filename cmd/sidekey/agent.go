@@ -306,7 +306,7 @@ func (p *agentProcess) run(ctx context.Context, ready func()) error {
 	}
 	if p.ops != nil {
 		g.Go(func() error {
-			return serve(ctx, newHTTPServer(p.agent.OpsHandler()), p.ops, drainWithin)
+			return serve(ctx, newHTTPServer(p.vitals.health(p.agent.OpsHandler())), p.ops, drainWithin)
 		})
 	}
 	p.log.Info("serving", "agent", p.cfg.Agent.Listen, "name", p.cfg.Agent.Name, "run", p.holder.Run())

@@ -86,6 +86,7 @@ func (d *doctor) examine(ctx context.Context) {
 	}
 	d.files()
 	d.certificates()
+	d.hostClock(clockSynced())
 	if d.issuer {
 		d.issuerState(ctx)
 	}

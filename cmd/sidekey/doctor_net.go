@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/sidekey/sidekey/bus"
-	"github.com/sidekey/sidekey/bus/lease"
 )
 
 // issuerState asks the issuer of this host.
@@ -39,7 +38,7 @@ func (d *doctor) issuerState(ctx context.Context) {
 		d.ok("issuer", "ready at %s", c.addr)
 	}
 	d.httpClock("the issuer at "+c.addr, header, began, took)
-	d.agents(ctx)
+	d.fleet(ctx)
 }
 
 // ask makes one call, and gives the answer's header and how long that took.
@@ -63,39 +62,18 @@ func (d *doctor) ask(ctx context.Context, c *client, path string) (r reply, head
 	return reply{status: resp.StatusCode, body: body}, resp.Header, began, time.Since(began), nil
 }
 
-// httpClock compares this host's clock with an answer's Date, which has whole seconds.
-func (d *doctor) httpClock(who string, header http.Header, began time.Time, took time.Duration) {
-	there, err := http.ParseTime(header.Get("Date"))
-	if err != nil {
-		return
-	}
-	d.judgeClock("this host's clock against "+who, began.Add(took/2).Sub(there.Add(time.Second/2)))
-}
-
-// judgeClock says what a difference of clocks means.
-func (d *doctor) judgeClock(what string, off time.Duration) {
-	const do = "set the clock right, and keep it so: chrony or systemd-timesyncd"
-	switch abs := off.Abs(); {
-	case abs > lease.MaxClockOff:
-		d.fail("clocks", do, "%s is off by %s: tokens are refused as expired or not yet valid", what, off.Round(time.Second))
-	case abs > 5*time.Second:
-		d.warn("clocks", do, "%s is off by %s; agent.leeway forgives %s", what, off.Round(time.Second), d.cfg.Agent.Leeway)
-	default:
-		d.ok("clocks", "%s: within %s", what, max(abs, time.Second).Round(time.Second))
-	}
-}
-
-// agents asks the issuer for the fleet, where the admin token is at hand.
-func (d *doctor) agents(ctx context.Context) {
+// fleet asks the issuer for the fleet, where the admin token is at hand.
+func (d *doctor) fleet(ctx context.Context) {
 	c, err := d.app.adminClient()
 	if err == nil {
-		ctx, cancel := context.WithTimeout(ctx, probeWithin)
+		ctx, cancel := context.WithTimeout(ctx, 2*probeWithin)
 		defer cancel()
-		var r reply
-		if r, err = c.call(ctx, http.MethodGet, "/admin/v1/agents", nil); err == nil {
-			var list agentsAnswer
-			if err = r.decode(&list); err == nil {
-				d.fleet(list.Agents)
+		var list agentsAnswer
+		if err = read(ctx, c, "/admin/v1/agents", &list); err == nil {
+			d.agents(list.Agents)
+			var s fleetStatus
+			if err = read(ctx, c, "/admin/v1/status", &s); err == nil {
+				d.clocks(&s)
 				return
 			}
 		}
@@ -103,8 +81,17 @@ func (d *doctor) agents(ctx context.Context) {
 	d.warn("admin API", "run it as the issuer's user, or set "+envTokenFile, "%v", err)
 }
 
-// fleet compares the agents' versions with this binary's.
-func (d *doctor) fleet(agents []memberAnswer) {
+// read asks for what must be there.
+func read(ctx context.Context, c *client, path string, into any) error {
+	r, err := c.call(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return err
+	}
+	return r.decode(into)
+}
+
+// agents compares the agents' versions with this binary's.
+func (d *doctor) agents(agents []memberAnswer) {
 	var silent, other []string
 	for _, m := range agents {
 		switch {
@@ -174,7 +161,12 @@ func (d *doctor) agentState(ctx context.Context) {
 	if s.Version != version() {
 		d.warn("versions", "restart the agent with this binary, or this binary is the old one", "the agent runs %s, and this binary is %s", s.Version, version())
 	}
-	d.judgeClock("this host's clock against the issuers' ticks", time.Duration(s.ClockOff)*time.Millisecond)
+	against := "this host's clock against the issuers' ticks"
+	if off := time.Duration(s.ClockOff) * time.Millisecond; d.issuer {
+		d.differs(against, off) // the ticks may be this host's own
+	} else {
+		d.judgeClock(against, off)
+	}
 }
 
 // busses looks whether every address of the bus answers, which version that is, and whether it syncs.
@@ -266,11 +258,15 @@ func (d *doctor) embedded() ([]string, []byte) {
 
 // sync says whether what the bus acknowledges is on its disk.
 func (d *doctor) sync(ctx context.Context) {
-	if len(d.cfg.Bus.URLs) == 0 {
+	joined := exists(filepath.Join(d.cfg.DataDir, identityDir))
+	if d.cfg.clustered() || len(d.cfg.Bus.URLs) == 0 && !joined {
 		d.ok("jetstream", "the embedded server syncs each write before it acknowledges it")
 		return
 	}
-	const do = "set jetstream { sync_interval: always } in nats-server.conf, and bus.monitor_url so that it can be checked"
+	do := "set jetstream { sync_interval: always } in nats-server.conf, and bus.monitor_url so that it can be checked"
+	if joined && len(d.cfg.Bus.URLs) == 0 {
+		do = "where another issuer has the bus inside, run doctor there, and nothing is to be done here; with a NATS of your own " + do
+	}
 	switch durability, err := bus.CheckDurability(ctx, d.cfg.Bus.MonitorURL); {
 	case errors.Is(err, context.Canceled):
 	case err != nil:

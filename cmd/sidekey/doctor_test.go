@@ -124,7 +124,12 @@ func TestDoctorWell(t *testing.T) {
 	if status != 0 {
 		t.Errorf("exit status: got %d, want 0", status)
 	}
-	for check, text := range map[string]string{"issuer": "ready at", "bus": "nats-server 2.", "jetstream": "syncs each write", "clocks": "within 1s", "permissions": "data_dir", "versions": "every agent"} {
+	for _, f := range all {
+		if f.Check == "clocks" && strings.Contains(f.Detail, "within") {
+			t.Errorf("the clock of an issuer that stands alone was held against itself: %+v", f)
+		}
+	}
+	for check, text := range map[string]string{"issuer": "ready at", "bus": "nats-server 2.", "jetstream": "syncs each write", "permissions": "data_dir", "versions": "every agent"} {
 		if !found(all, check, checkOK, text) {
 			t.Errorf("no ok of %s with %q in %+v", check, text, all)
 		}
@@ -169,6 +174,7 @@ func TestDoctorFinds(t *testing.T) {
 		"an old nats-server":          {nil, []string{natsURL}, "bus", checkFail, "nats-server 2.10.4"},
 		"no sync":                     {nil, []string{natsURL, "SIDEKEY_BUS_MONITOR_URL=" + unsynced.URL}, "jetstream", checkFail, "before they are on its disk"},
 		"sync unknown":                {nil, []string{natsURL}, "jetstream", checkWarn, "is not known"},
+		"sync of another's bus":       {func(dir string) { os.Mkdir(filepath.Join(dir, identityDir), 0o700) }, nil, "jetstream", checkWarn, "is not known"},
 		"a certificate that ended":    {nil, []string{"SIDEKEY_ISSUER_TLS_CERT=" + ended, "SIDEKEY_ISSUER_TLS_KEY=" + endedKey}, "certificates", checkFail, "issuer.tls_cert " + ended + " ended"},
 		"a certificate that ends":     {nil, []string{"SIDEKEY_ISSUER_TLS_CERT=" + ending, "SIDEKEY_ISSUER_TLS_KEY=" + endingKey}, "certificates", checkWarn, "in 1 days"},
 		"a pair that is none":         {nil, []string{"SIDEKEY_ISSUER_TLS_CERT=" + ending, "SIDEKEY_ISSUER_TLS_KEY=" + endedKey}, "certificates", checkFail, "private key does not match"},
@@ -233,6 +239,56 @@ func TestDoctorAgent(t *testing.T) {
 	}
 	if status, all := examined(t, []string{"SIDEKEY_DATA_DIR=" + t.TempDir()}); status != 1 || !found(all, "host", checkFail, "neither an issuer") {
 		t.Errorf("an empty host: got %d and %+v", status, all)
+	}
+}
+
+// TestDoctorClocks: clocks are held against those of others, as the issuer knows them.
+func TestDoctorClocks(t *testing.T) {
+	t.Parallel()
+	const alone, others = `"issuers":[{"name":"auth-2","ready":false}]`, `"issuers":[{"name":"auth-2","ready":true}]`
+	for name, c := range map[string]struct{ issuer, issuers, agents, status, text string }{
+		"well":                    {`{"name":"auth-1","clock_off_ms":800}`, others, `null`, checkOK, "issuer auth-1 against the other issuers' ticks: within 1s"},
+		"the issuer's is off":     {`{"name":"auth-1","clock_off_ms":-9000}`, others, `null`, checkWarn, "issuer auth-1 against the other issuers' ticks is off by -9s"},
+		"the issuer's is far off": {`{"name":"auth-1","clock_off_ms":90000}`, others, `null`, checkFail, "is off by 1m30s: tokens are refused"},
+		"agents are well":         {`{}`, alone, `{"total":3,"states":{"ok":2,"silent":1}}`, checkOK, "no agent's clock is off by over 30s, of 2"},
+		"an agent's is off": {`{}`, alone, `{"total":2,"states":{"ok":1,"clock":1},"worst":[{"name":"web-1","state":"clock","clock_off_ms":-40000}]}`,
+			checkWarn, "1 agents' clocks are off the issuers': web-1 (-40s)"},
+		"a stale agent's is off": {`{}`, alone, `{"total":2,"states":{"ok":1,"stale":1},"worst":[{"name":"web-1","state":"stale","clock_off_ms":40000}]}`,
+			checkWarn, "web-1 (40s)"},
+		"all are off, of one issuer": {`{"name":"auth-1"}`, alone,
+			`{"total":3,"states":{"clock":2,"silent":1},"worst":[{"name":"web-1","state":"clock","clock_off_ms":-600000},{"name":"web-2","state":"clock","clock_off_ms":-600000}]}`,
+			checkFail, "every agent that is heard is off the clock of issuer auth-1, the only one that ticks, so look at that one first: web-1 (-10m0s), web-2 (-10m0s)"},
+		"all are off, of two": {`{}`, others, `{"total":1,"states":{"clock":1},"worst":[{"name":"web-1","state":"clock","clock_off_ms":-600000}]}`, checkWarn, "1 agents' clocks are off"},
+	} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch r.URL.Path {
+			case "/admin/v1/status":
+				w.Write([]byte(`{"issuer":` + c.issuer + `,` + c.issuers + `,"agents":` + c.agents + `}`))
+			default:
+				w.Write([]byte(`{"agents":[]}`))
+			}
+		}))
+		_, env := sick(t)
+		_, all := examined(t, env("SIDEKEY_ADDR="+srv.URL, "SIDEKEY_TOKEN=t"))
+		if !found(all, "clocks", c.status, c.text) {
+			t.Errorf("%s: got %+v, want %s with %q", name, all, c.status, c.text)
+		}
+		for _, f := range all {
+			if f.Check == "clocks" && strings.Contains(f.Detail, "against the issuer at") {
+				t.Errorf("%s: that the clock agrees with who may be this host is told as something: %+v", name, f)
+			}
+		}
+		srv.Close()
+	}
+	for name, c := range map[string]struct {
+		synced, known bool
+		status        string
+	}{"kept right": {true, true, checkOK}, "not kept": {false, true, checkWarn}, "not known": {}} {
+		d := new(doctor)
+		d.hostClock(c.synced, c.known)
+		if c.status != "" && !found(d.findings, "clocks", c.status, "says its kernel") || c.status == "" && len(d.findings) > 0 {
+			t.Errorf("%s: got %+v, want %q", name, d.findings, c.status)
+		}
 	}
 }
 

@@ -398,7 +398,7 @@ func (p *issuerProcess) run(ctx context.Context, ready func()) error {
 		served.Add(1)
 		g.Go(func() error {
 			defer served.Done()
-			return serve(serving, newHTTPServer(p.drained(l.handler)), p.guarded(l.Listener), drainWithin)
+			return serve(serving, newHTTPServer(p.vitals.health(p.drained(l.handler))), p.guarded(l.Listener), drainWithin)
 		})
 	}
 	g.Go(func() error {

@@ -15,15 +15,19 @@ import (
 	"github.com/sidekey/sidekey/bus"
 )
 
-// listen opens the address that the configuration has under key, or takes the socket that systemd has opened there. A unix socket gets mode, and one that a process
-// left behind when it died is replaced; one that answers is not. An error says what to do.
+// listen opens the address that the configuration has under key, or takes the socket that systemd has opened there. A unix socket gets mode,
+// and systemd's is refused where it lets in more; one that a process left behind when it died is replaced; one that answers is not. An error
+// says what to do.
 func listen(key, address string, mode fs.FileMode) (net.Listener, error) {
 	l, err := parseListen(address)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)
 	}
-	if ln := handedOver().take(l); ln != nil {
-		return ln, nil
+	if ln, err := handedOver().take(l, mode); ln != nil || err != nil {
+		if err != nil {
+			err = fmt.Errorf("%s: %w", key, err)
+		}
+		return ln, err
 	}
 	if l.network == "unix" {
 		return listenUnix(key, l.address, mode)

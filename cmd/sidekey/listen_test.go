@@ -57,6 +57,30 @@ func TestListenUnix(t *testing.T) {
 	}
 }
 
+// TestListenLooksAtWhatSystemdHolds: the mode that a listen key gives its socket binds systemd's too.
+func TestListenLooksAtWhatSystemdHolds(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "admin.sock")
+	f, _ := handed(t, "unix", path, "admin")
+	s := takeSockets([]*os.File{f})
+	before := handedOver
+	handedOver = func() *sockets { return s }
+	t.Cleanup(func() { handedOver = before })
+	if err := os.Chmod(path, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listen("issuer.admin_listen", "unix:"+path, 0o600); err == nil || !strings.HasPrefix(err.Error(), "issuer.admin_listen: refusing the socket ") || !strings.Contains(err.Error(), "SocketMode=0600") {
+		t.Errorf("the admin socket, open to everybody: got %v, want a refusal that names SocketMode=", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := listen("issuer.admin_listen", "unix:"+path, 0o600)
+	if err != nil {
+		t.Fatalf("the admin socket, for its user alone: got %v", err)
+	}
+	ln.Close()
+}
+
 // TestServeDrains holds that a request in flight is answered after the end was asked for, and that serve waits for it.
 func TestServeDrains(t *testing.T) {
 	ln, err := listen("issuer.listen", "127.0.0.1:0", 0)

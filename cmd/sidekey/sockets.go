@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"strings"
@@ -49,16 +50,35 @@ func takeSockets(files []*os.File) *sockets {
 	return s
 }
 
-// take gives the socket that is bound to an address to listen on, nil where there is none.
-func (s *sockets) take(l listenAddr) net.Listener {
+// take gives the socket that is bound to an address to listen on, nil where there is none. A unix socket that lets in others than mode
+// does is refused: systemd's own default is everybody, and whoever reaches the admin socket needs no token.
+func (s *sockets) take(l listenAddr, mode fs.FileMode) (net.Listener, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, held := range s.held {
-		if boundTo(held.Addr(), l) {
-			s.held = append(s.held[:i:i], s.held[i+1:]...)
-			s.taken++
-			return held.Listener
+		if !boundTo(held.Addr(), l) {
+			continue
 		}
+		if l.network == "unix" {
+			if err := checkHanded(l.address, mode); err != nil {
+				return nil, err
+			}
+		}
+		s.held = append(s.held[:i:i], s.held[i+1:]...)
+		s.taken++
+		return held.Listener, nil
+	}
+	return nil, nil
+}
+
+// checkHanded looks at the file of a socket that systemd holds. Nobody has to execute a socket, so those bits say nothing.
+func checkHanded(path string, mode fs.FileMode) error {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return fmt.Errorf("looking at the socket that systemd holds: %w; restart its unit", err)
+	}
+	if more := info.Mode().Perm() & 0o666 &^ mode; more != 0 {
+		return fmt.Errorf("refusing the socket %s that systemd holds: it lets in more than it should (mode %04o); set SocketMode=%04o in its unit", path, info.Mode().Perm(), mode)
 	}
 	return nil
 }

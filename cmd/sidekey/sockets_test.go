@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -40,7 +41,7 @@ func TestSocketsGoToTheirAddress(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if s.take(l) != nil {
+		if ln, err := s.take(l, 0o666); ln != nil || err != nil {
 			t.Errorf("%s took a socket that is bound to %s or %s", other, address, path)
 		}
 	}
@@ -52,17 +53,49 @@ func TestSocketsGoToTheirAddress(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ln := s.take(l)
-		if ln == nil {
-			t.Fatalf("%s did not get its socket", own)
+		ln, err := s.take(l, 0o666)
+		if ln == nil || err != nil {
+			t.Fatalf("%s did not get its socket: %v", own, err)
 		}
 		defer ln.Close()
-		if s.take(l) != nil {
+		if ln, err := s.take(l, 0o666); ln != nil || err != nil {
 			t.Errorf("%s got its socket twice", own)
 		}
 	}
 	if err := s.rest(); err != nil {
 		t.Errorf("all are taken: got %v", err)
+	}
+}
+
+// TestSocketsLetInNobodyElse: systemd opens a unix socket to everybody unless it is told; where that is more than the listen key gives,
+// as for the admin socket, it is refused.
+func TestSocketsLetInNobodyElse(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "admin.sock")
+	f, _ := handed(t, "unix", path, "admin")
+	s := takeSockets([]*os.File{f})
+	for _, c := range []struct {
+		has, wanted fs.FileMode
+		fails       string
+	}{
+		{0o666, 0o600, "refusing the socket " + path + " that systemd holds: it lets in more than it should (mode 0666); set SocketMode=0600 in its unit"},
+		{0o660, 0o600, "set SocketMode=0600"},
+		{0o606, 0o660, "set SocketMode=0660"},
+		{0o755, 0o600, "(mode 0755); set SocketMode=0600"},
+		{0o711, 0o600, ""},
+	} {
+		if err := os.Chmod(path, c.has); err != nil {
+			t.Fatal(err)
+		}
+		ln, err := s.take(listenAddr{network: "unix", address: path}, c.wanted)
+		switch {
+		case c.fails == "" && (ln == nil || err != nil):
+			t.Errorf("%04o where %04o is wanted: got %v", c.has, c.wanted, err)
+		case c.fails != "" && (ln != nil || err == nil || !strings.Contains(err.Error(), c.fails)):
+			t.Errorf("%04o where %04o is wanted: got %v, want %q", c.has, c.wanted, err, c.fails)
+		}
+		if ln != nil {
+			ln.Close()
+		}
 	}
 }
 

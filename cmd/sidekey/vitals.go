@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -9,6 +11,7 @@ import (
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/singleflight"
 )
 
 // slack is what a loop may be late by before it counts as wedged: a busy host, a disk that stalls, a process that was
@@ -24,6 +27,7 @@ type vitals struct {
 	mu    sync.Mutex
 	due   map[string]time.Time // by loop; none before its first turn
 	probe func()               // goes through the parts that a request goes through; nil: none
+	asked singleflight.Group   // of health: one probe at a time, however many ask
 }
 
 // loop gives what a loop calls at the start of each turn, with how long that may take.
@@ -48,6 +52,39 @@ func (v *vitals) wedged() (names []string) {
 		}
 	}
 	slices.Sort(names)
+	return names
+}
+
+// probeTime is how long health waits for the probe, which takes microseconds.
+const probeTime = 2 * time.Second
+
+// health is next, but that GET /healthz answers 503 while something is wedged: there a kubelet looks, as systemd waits for its watchdog
+// to be fed.
+func (v *vitals) health(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" && r.Method == http.MethodGet {
+			if names := v.ail(); len(names) > 0 {
+				w.Header().Set("Content-Type", "application/json")
+				w.Header().Set("Cache-Control", "no-store")
+				w.WriteHeader(http.StatusServiceUnavailable)
+				_ = json.NewEncoder(w).Encode(map[string]any{"status": "wedged", "loops": names}) // who asked may have gone
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// ail is wedged, and "requests" where the probe does not return.
+func (v *vitals) ail() []string {
+	names := v.wedged()
+	late := time.NewTimer(probeTime)
+	defer late.Stop()
+	select {
+	case <-v.asked.DoChan("", func() (any, error) { <-v.probing(); return nil, nil }):
+	case <-late.C:
+		names = append(names, "requests")
+	}
 	return names
 }
 

@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -62,6 +65,47 @@ func TestWatchdogIsFedByTheLiving(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestHealthTellsOfTheWedged: what systemd's watchdog is fed by, a kubelet hears at /healthz, and nowhere else is anything changed; a
+// probe that hangs is waited for once, however many ask.
+func TestHealthTellsOfTheWedged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := &vitals{}
+		hang, probes := make(chan struct{}), 0
+		close(hang)
+		v.probe = func() { probes++; <-hang }
+		h := v.health(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
+		want := func(when, method, path string, status int, body string) {
+			t.Helper()
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+			if w.Code != status || strings.TrimSpace(w.Body.String()) != body {
+				t.Errorf("%s: %s %s: got %d %s, want %d %s", when, method, path, w.Code, w.Body, status, body)
+			}
+		}
+		want("nothing has begun", "GET", "/healthz", 204, "")
+		turn := v.loop("log")
+		turn(time.Minute)
+		v.loop("ticks")(time.Hour)
+		time.Sleep(time.Minute + slack)
+		want("in time", "GET", "/healthz", 204, "")
+		time.Sleep(time.Second)
+		want("one is late", "GET", "/healthz", 503, `{"loops":["log"],"status":"wedged"}`)
+		want("one is late", "GET", "/readyz", 204, "")
+		want("one is late", "POST", "/healthz", 204, "")
+		turn(time.Minute)
+		want("it is back", "GET", "/healthz", 204, "")
+		hang, probes = make(chan struct{}), 0
+		want("requests hang", "GET", "/healthz", 503, `{"loops":["requests"],"status":"wedged"}`)
+		want("requests hang", "GET", "/healthz", 503, `{"loops":["requests"],"status":"wedged"}`)
+		if probes != 1 {
+			t.Errorf("%d probes hang, want 1", probes)
+		}
+		close(hang)
+		synctest.Wait()
+		want("they are back", "GET", "/healthz", 204, "")
+	})
 }
 
 // TestWaitingIsAlive: a loop that says that it will be long, and a process in which no loop has begun, are alive.

@@ -4,6 +4,7 @@
 package schema
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	"helm.sh/helm/v4/pkg/chart/common"
 	"helm.sh/helm/v4/pkg/chart/common/util"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
@@ -39,7 +41,13 @@ networkPolicy: {publicFrom: [{podSelector: {}}], metricsFrom: [{namespaceSelecto
 // clustered are values for three issuers and nothing else.
 const clustered = `issuer: {replicas: 3, url: "https://id.test", tlsSecret: t}`
 
-var sets = map[string]string{"default": "", "clustered": clustered, "external": external, "without agents": "agent: {enabled: false}", "without policies": "networkPolicy: {enabled: false}"}
+var sets = map[string]string{"default": "", "clustered": clustered, "external": external, "without agents": "agent: {enabled: false}", "without policies": "networkPolicy: {enabled: false}", "monitored": monitored}
+
+// monitored are values for a Prometheus operator's Prometheus.
+const monitored = `
+serviceMonitor: {enabled: true}
+networkPolicy: {metricsFrom: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]}
+`
 
 // render gives the documents of the chart with these values.
 func render(t *testing.T, values string) ([]string, error) {
@@ -80,7 +88,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: app}
 spec:
-  securityContext: {{- include "sidekey.podSecurity" . | nindent 4 }}
+  securityContext: {runAsUser: 1000, runAsNonRoot: true, fsGroup: 65532, fsGroupChangePolicy: OnRootMismatch, seccompProfile: {type: RuntimeDefault}}
   initContainers: {{- include "sidekey.agentSidecar" (dict "root" .) | nindent 4 }}
   containers:
     - name: app
@@ -123,6 +131,10 @@ func decode(t *testing.T, docs []string) objects {
 			o = new(policyv1.PodDisruptionBudget)
 		case "networking.k8s.io/v1 NetworkPolicy":
 			o = new(networking.NetworkPolicy)
+		case "monitoring.coreos.com/v1 ServiceMonitor":
+			o = new(monitoring.ServiceMonitor)
+		case "monitoring.coreos.com/v1 PodMonitor":
+			o = new(monitoring.PodMonitor)
 		default:
 			t.Fatalf("an object of the kind %s %s", head.APIVersion, head.Kind)
 		}
@@ -136,12 +148,6 @@ func decode(t *testing.T, docs []string) objects {
 
 // TestChart renders the chart with several sets of values.
 func TestChart(t *testing.T) {
-	binary := filepath.Join(t.TempDir(), "sidekey")
-	build := exec.Command("go", "build", "-o", binary, "./cmd/sidekey")
-	build.Dir = "../../.."
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building: %v\n%s", err, out)
-	}
 	for name, values := range sets {
 		t.Run(name, func(t *testing.T) {
 			docs, err := render(t, values)
@@ -155,6 +161,8 @@ func TestChart(t *testing.T) {
 			judge(t, "sidecar", nil, &pod.Spec)
 			if side := pod.Spec.InitContainers[0]; side.RestartPolicy == nil || *side.RestartPolicy != core.ContainerRestartPolicyAlways || side.StartupProbe.HTTPGet.Path != "/readyz" {
 				t.Errorf("the sidecar is none, or its pod does not wait for it: %+v", side)
+			} else if sc := side.SecurityContext; sc.RunAsUser == nil || *sc.RunAsUser != 65532 || sc.RunAsGroup == nil || *sc.RunAsGroup != 65532 {
+				t.Errorf("the sidecar runs as whoever its pod does: %+v", sc)
 			}
 			if d, ok := all["DaemonSet sk-agent"].(*apps.DaemonSet); ok {
 				judge(t, "agent", d.Spec.Template.ObjectMeta.Labels, &d.Spec.Template.Spec, "hostPath volumes")
@@ -177,7 +185,7 @@ func TestChart(t *testing.T) {
 			}
 			config := all["ConfigMap sk-config"].(*core.ConfigMap)
 			for file, text := range config.Data {
-				checkConfig(t, binary, file, text)
+				checkConfig(t, file, text)
 			}
 			for _, doc := range docs {
 				for _, secret := range []string{"kind: Secret", "sidekey-join-1:", "PRIVATE KEY", "SIDEKEY_TOKEN"} {
@@ -228,6 +236,61 @@ func TestChartCluster(t *testing.T) {
 	}
 }
 
+// TestChartMonitors: a Prometheus finds issuers and agents, at a port that they have, and the policies let it in where it is named.
+func TestChartMonitors(t *testing.T) {
+	docs, err := render(t, monitored)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := decode(t, docs)
+	set, agents := all["StatefulSet sk-issuer"].(*apps.StatefulSet), all["DaemonSet sk-agent"].(*apps.DaemonSet)
+	pods, ok := all["PodMonitor sk-agents"].(*monitoring.PodMonitor)
+	if !ok {
+		t.Fatal("nobody scrapes the agents, so none of their alerts fires")
+	}
+	if got, want := fmt.Sprint(pods.Spec.Selector.MatchLabels), fmt.Sprint(agents.Spec.Template.Labels); got != want {
+		t.Errorf("the PodMonitor selects %s, and the agents are %s", got, want)
+	}
+	if end := pods.Spec.PodMetricsEndpoints[0]; end.Path != "/metrics" || *end.Port != agents.Spec.Template.Spec.Containers[0].Ports[0].Name {
+		t.Errorf("the PodMonitor scrapes %+v, and the agent has %+v", end, agents.Spec.Template.Spec.Containers[0].Ports)
+	}
+	services := all["ServiceMonitor sk-issuers"].(*monitoring.ServiceMonitor)
+	headless := all["Service sk-issuers"].(*core.Service)
+	if got, want := fmt.Sprint(services.Spec.Selector.MatchLabels), fmt.Sprint(headless.Labels); got != want {
+		t.Errorf("the ServiceMonitor selects %s, and the Service is %s", got, want)
+	}
+	if got, want := fmt.Sprint(headless.Spec.Selector), fmt.Sprint(set.Spec.Template.Labels); got != want || services.Spec.Endpoints[0].Port != headless.Spec.Ports[0].Name {
+		t.Errorf("the Service selects %s, and the issuers are %s; it has %+v, and %s is scraped", got, want, headless.Spec.Ports, services.Spec.Endpoints[0].Port)
+	}
+	for _, name := range []string{"sk-issuer", "sk-agent"} {
+		rules := all["NetworkPolicy "+name].(*networking.NetworkPolicy).Spec.Ingress
+		if !slices.ContainsFunc(rules, func(r networking.NetworkPolicyIngressRule) bool {
+			return r.Ports[0].Port.StrVal == "ops" && len(r.From) == 1
+		}) {
+			t.Errorf("%s: Prometheus is kept out: %+v", name, rules)
+		}
+	}
+}
+
+// TestChartStartsAnewWhoReadsIt: a change of one configuration changes the pods that read it, and no others.
+func TestChartStartsAnewWhoReadsIt(t *testing.T) {
+	sums := func(values string) (issuer, agent string) {
+		docs, err := render(t, values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := decode(t, docs)
+		return all["StatefulSet sk-issuer"].(*apps.StatefulSet).Spec.Template.Annotations["checksum/config"], all["DaemonSet sk-agent"].(*apps.DaemonSet).Spec.Template.Annotations["checksum/config"]
+	}
+	issuer, agent := sums("")
+	if i, a := sums("agent: {maxStaleness: 5m}"); i != issuer || a == agent {
+		t.Errorf("the agents' file changed: issuers start anew %v, agents %v", i != issuer, a != agent)
+	}
+	if i, a := sums(`issuer: {url: "https://other.test"}`); i == issuer || a != agent {
+		t.Errorf("the issuers' file changed: issuers start anew %v, agents %v", i != issuer, a != agent)
+	}
+}
+
 // judge holds a pod to the restricted Pod Security Standard, but for what is named.
 func judge(t *testing.T, name string, labels map[string]string, spec *core.PodSpec, but ...string) {
 	t.Helper()
@@ -253,13 +316,13 @@ func judge(t *testing.T, name string, labels map[string]string, spec *core.PodSp
 }
 
 // checkConfig has sidekey itself read a rendered configuration.
-func checkConfig(t *testing.T, binary, file, text string) {
+func checkConfig(t *testing.T, file, text string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), file)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command(binary, "config", "check", "--config", path).CombinedOutput(); err != nil {
+	if out, err := exec.Command(binary(t), "config", "check", "--config", path).CombinedOutput(); err != nil {
 		t.Errorf("%s: %v: %s\n%s", file, err, out, text)
 	}
 }

@@ -154,7 +154,13 @@ sidekey_bus_store_limit_bytes{instance="a"} 100x90`,
 		fires: `sidekey_bus_server_slow_consumers_total{instance="a"} 0+1x90`,
 		quiet: `sidekey_bus_server_slow_consumers_total{instance="a"} 0x20 2x70`,
 	},
-	"SidekeyBusNotSynced": {fires: `sidekey_bus_synced{instance="a"} 0x90`, quiet: `sidekey_bus_synced{instance="a"} 1x20 0x10 1x60`},
+	"SidekeyBusNotSynced": {
+		fires: `sidekey_bus_synced{instance="a"} 0x90
+sidekey_bus_synced{instance="b"} 1x90`,
+		quiet: `sidekey_bus_synced{instance="a"} 1x20 0x10 1x60
+sidekey_bus_connected{instance="a"} 1x90
+sidekey_bus_connected{instance="joined-a"} 1x90`,
+	},
 	"SidekeyBusUnseen": {
 		fires: `sidekey_bus_looked_timestamp_seconds{instance="a"} 0+30x20 600x70
 sidekey_bus_look_failed{instance="a"} 0x90`,

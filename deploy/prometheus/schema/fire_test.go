@@ -135,6 +135,31 @@ func TestEachAlertFires(t *testing.T) {
 	}
 }
 
+// TestOneFleetOfTwo: what befalls one fleet is told of that one, though all is well with another that the same Prometheus watches.
+func TestOneFleetOfTwo(t *testing.T) {
+	for name, c := range map[string]struct{ alert, series string }{
+		"no issuer of it is scraped any more": {"SidekeyNoIssuerReady", `sidekey_ready{fleet="well",instance="a"} 1x90
+sidekey_ready{fleet="ill",instance="b"} 1x20
+sidekey_ready{fleet="ill",instance="c"} 1x15`},
+		"none of its issuers is ready": {"SidekeyNoIssuerReady", `sidekey_ready{fleet="well",instance="a"} 1x90
+sidekey_ready{fleet="ill",instance="b"} 1x20 0x70`},
+		"nobody knows whether its bus syncs": {"SidekeyBusNotSynced", `sidekey_bus_connected{fleet="well",instance="a"} 1x90
+sidekey_bus_synced{fleet="well",instance="a"} 1x90
+sidekey_bus_connected{fleet="ill",instance="b"} 1x90`},
+		"a server of its bus does not sync": {"SidekeyBusNotSynced", `sidekey_bus_synced{fleet="well",instance="a"} 1x90
+sidekey_bus_synced{fleet="ill",instance="b"} 1x90
+sidekey_bus_synced{fleet="ill",instance="c"} 0x90`},
+	} {
+		fired := newWorld(t, 30*time.Second, c.series).run(t, c.alert, 90)[c.alert]
+		if !strings.Contains(fired, `fleet="ill"`) {
+			t.Errorf("%s: got %q, want %s of the fleet ill", name, fired, c.alert)
+		}
+	}
+	if fired := newWorld(t, 30*time.Second, `up{job="others"} 1x90`).run(t, "SidekeyNoIssuerReady", 90); len(fired) != 1 {
+		t.Errorf("Prometheus scrapes no issuer at all: got %v, want SidekeyNoIssuerReady", fired)
+	}
+}
+
 // TestHealthyFleetIsQuiet runs three issuers and two agents through a restart of each and a takeover of the duty: no alert fires.
 func TestHealthyFleetIsQuiet(t *testing.T) {
 	if fired := newWorld(t, 30*time.Second, healthy).run(t, "", 120); len(fired) > 0 {
