@@ -72,9 +72,10 @@ func TestWatchdogIsFedByTheLiving(t *testing.T) {
 func TestHealthTellsOfTheWedged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := &vitals{}
-		hang, probes := make(chan struct{}), 0
+		hang := make(chan struct{})
 		close(hang)
-		v.probe = func() { probes++; <-hang }
+		var probes atomic.Int32
+		v.probe = func() { probes.Add(1); <-hang }
 		h := v.health(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
 		want := func(when, method, path string, status int, body string) {
 			t.Helper()
@@ -96,11 +97,12 @@ func TestHealthTellsOfTheWedged(t *testing.T) {
 		want("one is late", "POST", "/healthz", 204, "")
 		turn(time.Minute)
 		want("it is back", "GET", "/healthz", 204, "")
-		hang, probes = make(chan struct{}), 0
+		hang = make(chan struct{})
+		probes.Store(0)
 		want("requests hang", "GET", "/healthz", 503, `{"loops":["requests"],"status":"wedged"}`)
 		want("requests hang", "GET", "/healthz", 503, `{"loops":["requests"],"status":"wedged"}`)
-		if probes != 1 {
-			t.Errorf("%d probes hang, want 1", probes)
+		if n := probes.Load(); n != 1 {
+			t.Errorf("%d probes hang, want 1", n)
 		}
 		close(hang)
 		synctest.Wait()
