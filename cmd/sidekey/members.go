@@ -74,6 +74,7 @@ func (a *app) listMembers(short, path string, answer any, table func(*tabwriter.
 func (a *app) addMember(role, path string) *cobra.Command {
 	var expires string
 	var audiences []string
+	var replace bool
 	cmd := &cobra.Command{
 		Use:   "add NAME",
 		Short: "Print a join token, good for one use: start the " + role + " once with --join FILE",
@@ -92,6 +93,11 @@ func (a *app) addMember(role, path string) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if replace {
+				if _, err := c.call(cmd.Context(), http.MethodDelete, path+"/"+url.PathEscape(args[0]), nil); err != nil {
+					return err
+				}
+			}
 			r, err := c.call(cmd.Context(), http.MethodPost, path, body)
 			if err != nil {
 				return err
@@ -105,6 +111,7 @@ func (a *app) addMember(role, path string) *cobra.Command {
 			return a.say(answer.Token)
 		},
 	}
+	cmd.Flags().BoolVar(&replace, "replace", false, "for who comes in the place of the "+role+" of that name: strike that off first, as remove does")
 	cmd.Flags().StringVar(&expires, "expires", "", "how long the token may be used, at most 168h (default 1h)")
 	if role == "agent" {
 		cmd.Flags().StringSliceVar(&audiences, "audiences", nil, "the audiences whose HS256 secrets it may have (default the ring's own)")
