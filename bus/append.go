@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -48,25 +47,13 @@ type Log struct {
 	done      chan struct{} // closed when the writer has stopped
 	stop      context.CancelFunc
 
-	mu    sync.Mutex
-	ticks []ownTick // the newest of this process, oldest first
-
 	// Owned by the writer.
 	head Cursor
 	last map[Kind]uint64 // the newest sequence of each kind
 }
 
-// ownTick is a tick that this process appended.
-type ownTick struct {
-	seq   uint64
-	begun time.Time // before it was sent
-}
-
 // lateReplica is the pause before a replica that is a little behind is asked again.
 const lateReplica = 5 * time.Millisecond
-
-// keptTicks bounds what Fresh can look back on.
-const keptTicks = 16
 
 // request is one Append that waits for the writer.
 type request struct {
@@ -161,32 +148,8 @@ func (l *Log) Tick(ctx context.Context) (Position, error) {
 // here, when the head is known; the rest is sent as it is given, also where it has to be sent again.
 // After an error the tick may stand in the log all the same: who waits for it must not be answered.
 func (l *Log) AppendTick(ctx context.Context, t Tick) (Cursor, error) {
-	begun := time.Now()
 	t.Time, t.Chain = l.cfg.Now().UnixMilli(), make([]byte, len(Chain{}))
-	at, err := l.submit(&request{ctx: ctx, facts: []Fact{&t}})
-	if err != nil {
-		return at, err
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.ticks) == keptTicks {
-		l.ticks = append(l.ticks[:0], l.ticks[1:]...)
-	}
-	l.ticks = append(l.ticks, ownTick{seq: at.Seq, begun: begun})
-	return at, nil
-}
-
-// Fresh tells whether a reader that has applied all up to seq has read back a tick that this
-// process began within the last d: whatever was in the log before then, it knows (PROTOCOL 17).
-func (l *Log) Fresh(seq uint64, d time.Duration) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for n := len(l.ticks) - 1; n >= 0; n-- {
-		if l.ticks[n].seq <= seq {
-			return time.Since(l.ticks[n].begun) < d
-		}
-	}
-	return false
+	return l.submit(&request{ctx: ctx, facts: []Fact{&t}})
 }
 
 func (l *Log) submit(req *request) (at Cursor, err error) {

@@ -195,35 +195,3 @@ func TestAppendIfAcrossIssuers(t *testing.T) {
 		view = (<-won).Seq
 	}
 }
-
-// TestFresh: it looks from the beginning of an own tick that was read back, and not further.
-func TestFresh(t *testing.T) {
-	b := bustest.Start(t)
-	l, other := b.Log(t), b.Log(t)
-	if l.Fresh(1<<60, time.Hour) {
-		t.Error("Fresh before the first tick")
-	}
-	foreign, err := other.Tick(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if l.Fresh(foreign.Seq, time.Hour) {
-		t.Error("Fresh by another issuer's tick")
-	}
-	own, err := l.Tick(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !l.Fresh(own.Seq, time.Minute) || l.Fresh(own.Seq-1, time.Minute) || l.Fresh(own.Seq, 0) {
-		t.Errorf("Fresh around the own tick %d: got %v at it, %v before it, %v within no time", own.Seq, l.Fresh(own.Seq, time.Minute), l.Fresh(own.Seq-1, time.Minute), l.Fresh(own.Seq, 0))
-	}
-	var newest bus.Position
-	for range 40 { // more than are remembered
-		if newest, err = l.Tick(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if !l.Fresh(newest.Seq, time.Minute) || l.Fresh(own.Seq, time.Minute) {
-		t.Error("Fresh after forty ticks: want the newest and not the first")
-	}
-}
