@@ -128,14 +128,23 @@ func (b *browser) click(selector string) {
 }
 
 // eval runs the body of an async function in the page, and gives what it returns as text.
-func (b *browser) eval(script string, args ...any) (text string) {
+func (b *browser) eval(script string, args ...any) string {
 	b.t.Helper()
+	text, err := b.look(script, args...)
+	if err != nil {
+		b.t.Fatalf("chromedriver: a script in the page: %v", err)
+	}
+	return text
+}
+
+// look is eval while the page may be about to go: a script whose page has gone gives no answer, and an error.
+func (b *browser) look(script string, args ...any) (text string, err error) {
 	if args == nil {
 		args = []any{}
 	}
-	b.call("POST", "/execute/async", map[string]any{"args": args, "script": "const done = arguments[arguments.length - 1];" +
+	err = b.try("POST", "/execute/async", map[string]any{"args": args, "script": "const done = arguments[arguments.length - 1];" +
 		"(async (...args) => {" + script + "})(...arguments).then(v => done(String(v)), e => done('failed: ' + e));"}, &text)
-	return text
+	return text, err
 }
 
 // cookies gives the names and attributes of those that go to the page at hand.
